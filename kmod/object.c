@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Ids and lifetime of what a session holds.
+ *
+ * An id is reserved before the object does anything that must be undone, and
+ * published when nothing can fail any more; in between it cannot be looked up.
+ */
+#include <linux/slab.h>
+
+#include "private.h"
+
+/**
+ * dmaprobe_object_reserve - give a new object its id
+ * @s: session that will hold it
+ * @obj: the object
+ * @type: its type
+ *
+ * Return: 0, or -ENOMEM
+ */
+int dmaprobe_object_reserve(struct dmaprobe_session *s,
+			    struct dmaprobe_object *obj,
+			    const struct dmaprobe_object_type *type)
+{
+	obj->type = type;
+	obj->session = s;
+	refcount_set(&obj->refs, 1);
+	return xa_alloc(&s->objects, &obj->id, XA_ZERO_ENTRY,
+			XA_LIMIT(1, INT_MAX), GFP_KERNEL_ACCOUNT);
+}
+
+/**
+ * dmaprobe_object_unreserve - take back the id of an object never published
+ * @obj: the object
+ */
+void dmaprobe_object_unreserve(struct dmaprobe_object *obj)
+{
+	xa_erase(&obj->session->objects, obj->id);
+}
+
+/**
+ * dmaprobe_object_publish - let lookups find an object
+ * @obj: the object; its first reference is the xarray's from now on
+ */
+void dmaprobe_object_publish(struct dmaprobe_object *obj)
+{
+	struct xarray *xa = &obj->session->objects;
+
+	/* Cannot fail: the reserved slot is there. */
+	xa_lock(xa);
+	__xa_store(xa, obj->id, obj, 0);
+	if (obj->type == &dmaprobe_buffer_type)
+		__xa_set_mark(xa, obj->id, DMAPROBE_MARK_BUFFER);
+	xa_unlock(xa);
+}
+
+/**
+ * dmaprobe_object_get - look an object up
+ * @s: the session
+ * @id: its id
+ * @type: the type it must have
+ *
+ * Return: the object with a reference taken, or ERR_PTR(-ENOENT)
+ */
+struct dmaprobe_object *
+dmaprobe_object_get(struct dmaprobe_session *s, u32 id,
+		    const struct dmaprobe_object_type *type)
+{
+	struct dmaprobe_object *obj;
+
+	guard(rcu)();
+	obj = xa_load(&s->objects, id);
+	if (!obj || obj->type != type || !refcount_inc_not_zero(&obj->refs))
+		return ERR_PTR(-ENOENT);
+	return obj;
+}
+
+/**
+ * dmaprobe_object_put - give a reference back
+ * @obj: the object; released and freed with the last one
+ */
+void dmaprobe_object_put(struct dmaprobe_object *obj)
+{
+	if (refcount_dec_and_test(&obj->refs)) {
+		obj->type->release(obj);
+		kfree_rcu(obj, rcu);
+	}
+}
+
+/**
+ * dmaprobe_object_destroy - take an object out of its session and release it
+ * @s: the session
+ * @id: its id
+ * @type: the type it must have
+ *
+ * Return: 0, -ENOENT, or -EBUSY while somebody else holds a reference
+ */
+int dmaprobe_object_destroy(struct dmaprobe_session *s, u32 id,
+			    const struct dmaprobe_object_type *type)
+{
+	struct dmaprobe_object *obj;
+
+	scoped_guard(spinlock, &s->objects.xa_lock) {
+		obj = xa_load(&s->objects, id);
+		if (!obj || obj->type != type)
+			return -ENOENT;
+		if (!refcount_dec_if_one(&obj->refs))
+			return -EBUSY;
+		__xa_erase(&s->objects, id);
+	}
+
+	type->release(obj);
+	kfree_rcu(obj, rcu);
+	return 0;
+}
+
+static void teardown(struct dmaprobe_session *s, bool buffers)
+{
+	struct dmaprobe_object *obj;
+	unsigned long id;
+
+	xa_for_each(&s->objects, id, obj) {
+		bool is_buffer = obj->type == &dmaprobe_buffer_type;
+
+		if (is_buffer == buffers) {
+			xa_erase(&s->objects, id);
+			dmaprobe_object_put(obj);
+		}
+		cond_resched();
+	}
+}
+
+/**
+ * dmaprobe_objects_teardown - release all that a session holds
+ * @s: the session; no op is running in it
+ *
+ * What is mapped goes before the memory that it maps.
+ */
+void dmaprobe_objects_teardown(struct dmaprobe_session *s)
+{
+	teardown(s, false);
+	teardown(s, true);
+	WARN_ON(!xa_empty(&s->objects));
+}

@@ -1,0 +1,212 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the files of the module share.
+ *
+ * A user's call goes main.c (op table) -> one handler in the file of its object
+ * -> the kernel's DMA API.
+ *
+ * Lock order:
+ *
+ *	dmaprobe_device::unplug_lock	read: every op; write: unplug, ops that
+ *					need all others to stand still
+ *	  dmaprobe_device::lock		the list of sessions, who has the MMIO
+ *	  dmaprobe_iova::lock		one IOVA space
+ *	    xa_lock of dmaprobe_session::objects
+ *
+ * mmap() runs under mmap_lock, which ops take when they copy to and from user
+ * space, so it must not take unplug_lock.
+ */
+#ifndef DMAPROBE_PRIVATE_H
+#define DMAPROBE_PRIVATE_H
+
+#include <linux/cdev.h>
+#include <linux/cleanup.h>
+#include <linux/device.h>
+#include <linux/iommu.h>
+#include <linux/mutex.h>
+#include <linux/pci.h>
+#include <linux/refcount.h>
+#include <linux/rwsem.h>
+#include <linux/types.h>
+#include <linux/xarray.h>
+
+#include <linux/dmaprobe.h>
+
+struct dmaprobe_object;
+struct dmaprobe_session;
+struct user_struct;
+
+/* Who may use the device's BARs and its bus mastering. */
+enum dmaprobe_mmio_owner {
+	DMAPROBE_MMIO_NONE,
+	DMAPROBE_MMIO_SESSION,	/* sessions that asked with DMAPROBE_ENABLE */
+	DMAPROBE_MMIO_VFIO,	/* the VFIO device is open */
+};
+
+/*
+ * A bound device. It lives until its last session is closed, which may be long
+ * after the device is gone.
+ */
+struct dmaprobe_device {
+	struct device dev;
+	struct cdev cdev;
+
+	/* Fixed from probe to unplug. */
+	struct iommu_domain *domain;	/* of the DMA API; NULL without IOMMU */
+	u64 bound_mask;			/* as found at probe */
+	u64 bound_coherent_mask;
+
+	struct rw_semaphore unplug_lock;
+	struct pci_dev *pdev;		/* NULL once unplugged */
+	size_t direct_max;		/* dma_max_mapping_size() for the mask set */
+
+	struct mutex lock;		/* all below */
+	struct list_head sessions;
+	enum dmaprobe_mmio_owner mmio_owner;
+	unsigned int enable_users;
+};
+
+/* An open file. */
+struct dmaprobe_session {
+	struct dmaprobe_device *dd;
+	struct list_head node;
+	struct xarray objects;
+	struct user_struct *user;	/* who is charged; NULL with CAP_IPC_LOCK */
+	atomic_long_t nr_pages;
+	bool enabled;			/* under dmaprobe_device::lock */
+};
+
+/* One call of an op, whichever way it came in. */
+struct dmaprobe_ucmd {
+	struct dmaprobe_session *session;
+	void __user *ubuffer;
+	u32 user_size;
+	u32 size;
+	void *cmd;
+};
+
+/*
+ * Objects. The xarray holds one reference; a user of the object (another object,
+ * or a call in flight) holds one more. Release runs at the last put, with the
+ * device still there: unplug and close wait for the calls in flight. Buffers are
+ * the exception: mmap() can outlast unplug, so their release must not need it.
+ */
+struct dmaprobe_object_type {
+	void (*release)(struct dmaprobe_object *obj);
+};
+
+struct dmaprobe_object {
+	const struct dmaprobe_object_type *type;
+	struct dmaprobe_session *session;
+	struct rcu_head rcu;
+	refcount_t refs;
+	u32 id;
+};
+
+extern const struct dmaprobe_object_type dmaprobe_buffer_type;
+
+/* Marks buffers in the xarray, for those who look for one by its memory. */
+#define DMAPROBE_MARK_BUFFER	XA_MARK_1
+
+/* object.c */
+int dmaprobe_object_reserve(struct dmaprobe_session *s,
+			    struct dmaprobe_object *obj,
+			    const struct dmaprobe_object_type *type);
+void dmaprobe_object_unreserve(struct dmaprobe_object *obj);
+void dmaprobe_object_publish(struct dmaprobe_object *obj);
+struct dmaprobe_object *
+dmaprobe_object_get(struct dmaprobe_session *s, u32 id,
+		    const struct dmaprobe_object_type *type);
+void dmaprobe_object_put(struct dmaprobe_object *obj);
+int dmaprobe_object_destroy(struct dmaprobe_session *s, u32 id,
+			    const struct dmaprobe_object_type *type);
+void dmaprobe_objects_teardown(struct dmaprobe_session *s);
+
+/* buffer.c */
+struct dmaprobe_buffer {
+	struct dmaprobe_object obj;
+	struct page **pages;
+	unsigned long nr_pages;
+	u32 kind;
+};
+
+struct dmaprobe_buffer *dmaprobe_buffer_get(struct dmaprobe_session *s, u32 id);
+
+/* Also of what dmaprobe_buffer_get() answered when it found none. */
+static inline void dmaprobe_buffer_put(struct dmaprobe_buffer *buf)
+{
+	if (!IS_ERR_OR_NULL(buf))
+		dmaprobe_object_put(&buf->obj);
+}
+
+DEFINE_FREE(dmaprobe_buffer_put, struct dmaprobe_buffer *, dmaprobe_buffer_put(_T))
+
+int dmaprobe_buffer_range(const struct dmaprobe_buffer *buf, u64 offset,
+			  u64 length, phys_addr_t *phys);
+bool dmaprobe_buffer_find(const struct dmaprobe_buffer *buf, phys_addr_t phys,
+			  u64 *offset);
+int dmaprobe_mmap(struct file *file, struct vm_area_struct *vma);
+
+/* main.c */
+int dmaprobe_respond(const struct dmaprobe_ucmd *ucmd);
+struct dmaprobe_device *dmaprobe_device_create(struct pci_dev *pdev);
+int dmaprobe_device_add(struct dmaprobe_device *dd);
+void dmaprobe_device_unplug(struct dmaprobe_device *dd);
+void dmaprobe_device_put(struct dmaprobe_device *dd);
+
+/* vfio.c */
+int dmaprobe_mmio_enable(struct dmaprobe_session *s);
+void dmaprobe_mmio_disable(struct dmaprobe_session *s);
+int dmaprobe_vfio_register(void);
+void dmaprobe_vfio_unregister(void);
+
+/* Handlers */
+int dmaprobe_op_version(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_call(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_limits(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_domain(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_set_mask(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_enable(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_buffer_alloc(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_buffer_free(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_map(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_unmap(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_sync(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_iova_alloc(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_iova_free(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_iova_link(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_iova_sync(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_iova_unlink(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_iova_destroy(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_iova_state(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_translate(struct dmaprobe_ucmd *ucmd);
+
+static inline struct device *dmaprobe_dma_dev(const struct dmaprobe_session *s)
+{
+	return &s->dd->pdev->dev;
+}
+
+/* Whether an IOMMU translates for the DMA API, so that dma-iommu serves it. */
+static inline bool dmaprobe_translates(const struct dmaprobe_device *dd)
+{
+	return dd->domain && (dd->domain->type & __IOMMU_DOMAIN_DMA_API);
+}
+
+/*
+ * The smallest unit the IOMMU maps, never larger than a CPU page. An identity
+ * domain may have no page sizes at all.
+ */
+static inline u64 dmaprobe_granule(const struct dmaprobe_device *dd)
+{
+	unsigned long sizes = dd->domain->pgsize_bitmap;
+
+	return sizes ? 1ULL << __ffs(sizes) : PAGE_SIZE;
+}
+
+/* The values of enum dma_data_direction that a mapping can have. */
+static inline bool dmaprobe_valid_dir(u32 dir)
+{
+	return dir <= DMAPROBE_DIR_FROM_DEVICE;
+}
+
+#endif /* DMAPROBE_PRIVATE_H */

@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What can be asked about the module, the device and its domain, and the one
+ * property of the device that can be set: its DMA masks.
+ */
+#include <linux/dma-map-ops.h>
+#include <linux/uaccess.h>
+
+#include "compat.h"
+#include "private.h"
+
+#define OFFERED(_name, _op) { DMAPROBE_CALL_OFFERED, _name, _op }
+#define NEEDS(_have, _name, _op, _since)				\
+	{ (_have) ? DMAPROBE_CALL_OFFERED : DMAPROBE_CALL_MISSING,	\
+	  _name, (_have) ? _op : "this kernel is older than " _since }
+#define GONE(_name, _why) { DMAPROBE_CALL_GONE, _name, _why }
+
+/* What came with the IOVA calls. */
+#define NEEDS_IOVA(_name, _op) \
+	NEEDS(DMAPROBE_HAVE_DMA_IOVA, _name, _op, "Linux 6.16")
+#define NEEDS_PHYS(_name, _op) \
+	NEEDS(DMAPROBE_HAVE_DMA_MAP_PHYS, _name, _op, "Linux 6.18")
+
+static const struct {
+	u32 status;
+	const char *name;
+	const char *detail;
+} calls[] = {
+	OFFERED("dma_map_single", "DMAPROBE_MAP, kind SINGLE"),
+	OFFERED("dma_unmap_single", "DMAPROBE_UNMAP"),
+	OFFERED("dma_map_page", "DMAPROBE_MAP, kind PAGE"),
+	OFFERED("dma_unmap_page", "DMAPROBE_UNMAP"),
+	NEEDS_PHYS("dma_map_phys", "DMAPROBE_MAP, kind PHYS"),
+	NEEDS_PHYS("dma_unmap_phys", "DMAPROBE_UNMAP"),
+	OFFERED("dma_mapping_error", "DMAPROBE_MAP, ENOMEM"),
+	OFFERED("dma_sync_single_range_for_cpu", "DMAPROBE_SYNC, FOR_CPU"),
+	OFFERED("dma_sync_single_range_for_device", "DMAPROBE_SYNC, FOR_DEVICE"),
+	OFFERED("dma_need_sync", "DMAPROBE_MAP, need_sync"),
+	NEEDS_IOVA("dma_iova_try_alloc", "DMAPROBE_IOVA_ALLOC"),
+	NEEDS_IOVA("dma_use_iova", "DMAPROBE_IOVA_STATE, use"),
+	NEEDS_IOVA("dma_iova_size", "DMAPROBE_IOVA_STATE, length"),
+	NEEDS_IOVA("dma_iova_link", "DMAPROBE_IOVA_LINK"),
+	NEEDS_IOVA("dma_iova_sync", "DMAPROBE_IOVA_SYNC"),
+	NEEDS_IOVA("dma_iova_unlink", "DMAPROBE_IOVA_UNLINK"),
+	NEEDS_IOVA("dma_iova_free", "DMAPROBE_IOVA_FREE"),
+	NEEDS_IOVA("dma_iova_destroy", "DMAPROBE_IOVA_DESTROY"),
+	OFFERED("iommu_iova_to_phys", "DMAPROBE_TRANSLATE"),
+	OFFERED("dma_set_mask", "DMAPROBE_SET_MASK, STREAMING"),
+	OFFERED("dma_set_coherent_mask", "DMAPROBE_SET_MASK, COHERENT"),
+	OFFERED("dma_get_mask", "DMAPROBE_LIMITS, dma_mask"),
+	OFFERED("dma_get_required_mask", "DMAPROBE_LIMITS, required_mask"),
+	OFFERED("dma_addressing_limited",
+		"DMAPROBE_LIMITS, props ADDRESSING_LIMITED"),
+	NEEDS_IOVA("dma_need_unmap", "DMAPROBE_LIMITS, props NEED_UNMAP"),
+	OFFERED("dma_max_mapping_size", "DMAPROBE_LIMITS, max_mapping_size"),
+	OFFERED("dma_opt_mapping_size", "DMAPROBE_LIMITS, opt_mapping_size"),
+	OFFERED("dma_get_merge_boundary", "DMAPROBE_LIMITS, merge_boundary"),
+	OFFERED("dma_get_max_seg_size", "DMAPROBE_LIMITS, max_segment_size"),
+	OFFERED("dma_get_seg_boundary",
+		"DMAPROBE_LIMITS, segment_boundary_mask"),
+	OFFERED("dma_get_min_align_mask", "DMAPROBE_LIMITS, min_align_mask"),
+	GONE("pci_map_single", "replaced by dma_map_single"),
+	GONE("pci_unmap_single", "replaced by dma_unmap_single"),
+	GONE("pci_map_page", "replaced by dma_map_page"),
+	GONE("pci_unmap_page", "replaced by dma_unmap_page"),
+	GONE("pci_dma_mapping_error", "replaced by dma_mapping_error"),
+	GONE("pci_dma_sync_single", "replaced by dma_sync_single_for_cpu/_device"),
+	GONE("pci_set_dma_mask", "replaced by dma_set_mask"),
+	GONE("dma_sync_single", "replaced by dma_sync_single_for_cpu/_device"),
+	GONE("dma_cache_sync", "replaced by dma_sync_single_for_cpu/_device"),
+};
+
+int dmaprobe_op_version(struct dmaprobe_ucmd *ucmd)
+{
+	struct dmaprobe_version *cmd = ucmd->cmd;
+
+	cmd->abi_version = DMAPROBE_ABI_VERSION;
+	cmd->nr_calls = ARRAY_SIZE(calls);
+	return dmaprobe_respond(ucmd);
+}
+
+int dmaprobe_op_call(struct dmaprobe_ucmd *ucmd)
+{
+	struct dmaprobe_call *cmd = ucmd->cmd;
+
+	if (cmd->index >= ARRAY_SIZE(calls))
+		return -ENOENT;
+	cmd->status = calls[cmd->index].status;
+	strscpy_pad(cmd->name, calls[cmd->index].name, sizeof(cmd->name));
+	strscpy_pad(cmd->detail, calls[cmd->index].detail, sizeof(cmd->detail));
+	return dmaprobe_respond(ucmd);
+}
+
+int dmaprobe_op_limits(struct dmaprobe_ucmd *ucmd)
+{
+	struct dmaprobe_limits *cmd = ucmd->cmd;
+	struct device *dev = dmaprobe_dma_dev(ucmd->session);
+
+	cmd->props = 0;
+	if (dev_is_dma_coherent(dev))
+		cmd->props |= DMAPROBE_DEVICE_COHERENT;
+	if (dma_dev_need_sync(dev))
+		cmd->props |= DMAPROBE_DEVICE_NEED_SYNC;
+	if (dma_need_unmap(dev))
+		cmd->props |= DMAPROBE_DEVICE_NEED_UNMAP;
+	if (dma_addressing_limited(dev))
+		cmd->props |= DMAPROBE_DEVICE_ADDRESSING_LIMITED;
+	if (dmaprobe_translates(ucmd->session->dd))
+		cmd->props |= DMAPROBE_DEVICE_IOMMU;
+	cmd->max_segment_size = dma_get_max_seg_size(dev);
+	cmd->dma_mask = dma_get_mask(dev);
+	cmd->coherent_dma_mask = dev->coherent_dma_mask;
+	cmd->required_mask = dma_get_required_mask(dev);
+	cmd->bus_dma_limit = dev->bus_dma_limit;
+	cmd->max_mapping_size = dma_max_mapping_size(dev);
+	cmd->opt_mapping_size = dma_opt_mapping_size(dev);
+	cmd->merge_boundary = dma_get_merge_boundary(dev);
+	cmd->segment_boundary_mask = dma_get_seg_boundary(dev);
+	cmd->min_align_mask = dma_get_min_align_mask(dev);
+	return dmaprobe_respond(ucmd);
+}
+
+static u32 domain_type(const struct iommu_domain *domain)
+{
+	switch (domain->type) {
+	case IOMMU_DOMAIN_IDENTITY:
+		return DMAPROBE_DOMAIN_IDENTITY;
+	case IOMMU_DOMAIN_DMA:
+		return DMAPROBE_DOMAIN_DMA;
+	case IOMMU_DOMAIN_DMA_FQ:
+		return DMAPROBE_DOMAIN_DMA_FQ;
+	default:
+		return DMAPROBE_DOMAIN_OTHER;
+	}
+}
+
+static u32 resv_type(enum iommu_resv_type type)
+{
+	switch (type) {
+	case IOMMU_RESV_DIRECT:
+		return DMAPROBE_RESV_DIRECT;
+	case IOMMU_RESV_DIRECT_RELAXABLE:
+		return DMAPROBE_RESV_DIRECT_RELAXABLE;
+	case IOMMU_RESV_MSI:
+		return DMAPROBE_RESV_MSI;
+	case IOMMU_RESV_SW_MSI:
+		return DMAPROBE_RESV_SW_MSI;
+	default:
+		return DMAPROBE_RESV_RESERVED;
+	}
+}
+
+static int copy_regions(struct device *dev, struct dmaprobe_domain *cmd)
+{
+	struct dmaprobe_resv_region __user *out = u64_to_user_ptr(cmd->regions);
+	struct iommu_resv_region *region;
+	u32 room = cmd->nr_regions;
+	LIST_HEAD(regions);
+	int ret = 0;
+
+	cmd->nr_regions = 0;
+	iommu_get_resv_regions(dev, &regions);
+	list_for_each_entry(region, &regions, list) {
+		struct dmaprobe_resv_region r = {
+			.start = region->start,
+			.length = region->length,
+			.type = resv_type(region->type),
+		};
+
+		if (cmd->nr_regions < room &&
+		    copy_to_user(&out[cmd->nr_regions], &r, sizeof(r))) {
+			ret = -EFAULT;
+			break;
+		}
+		cmd->nr_regions++;
+	}
+	iommu_put_resv_regions(dev, &regions);
+	return ret;
+}
+
+/*
+ * Drivers whose IOMMU hangs on a device of the driver model are named by that;
+ * those of x86 are known by the names they give their instances.
+ */
+static const char *iommu_driver(const struct device *iommu)
+{
+	if (iommu->parent && iommu->parent->driver)
+		return iommu->parent->driver->name;
+	if (strstarts(dev_name(iommu), "dmar"))
+		return "intel-iommu";
+	if (strstarts(dev_name(iommu), "ivhd"))
+		return "amd-iommu";
+	return "";
+}
+
+int dmaprobe_op_domain(struct dmaprobe_ucmd *ucmd)
+{
+	struct dmaprobe_domain *cmd = ucmd->cmd;
+	const struct iommu_domain *domain = ucmd->session->dd->domain;
+	struct device *dev = dmaprobe_dma_dev(ucmd->session);
+	const struct device *iommu;
+	int ret;
+
+	cmd->type = DMAPROBE_DOMAIN_NONE;
+	cmd->pgsize_bitmap = 0;
+	cmd->aperture_start = 0;
+	cmd->aperture_end = 0;
+	memset(cmd->iommu, 0, sizeof(cmd->iommu));
+	memset(cmd->driver, 0, sizeof(cmd->driver));
+	if (!domain) {
+		cmd->nr_regions = 0;
+		return dmaprobe_respond(ucmd);
+	}
+
+	cmd->type = domain_type(domain);
+	cmd->pgsize_bitmap = domain->pgsize_bitmap;
+	cmd->aperture_start = domain->geometry.aperture_start;
+	cmd->aperture_end = domain->geometry.aperture_end;
+	iommu = dev->iommu->iommu_dev->dev;
+	if (iommu) {
+		strscpy(cmd->iommu, dev_name(iommu), sizeof(cmd->iommu));
+		strscpy(cmd->driver, iommu_driver(iommu), sizeof(cmd->driver));
+	}
+	ret = copy_regions(dev, cmd);
+	return ret ?: dmaprobe_respond(ucmd);
+}
+
+/* Runs while all other ops of the device stand still. */
+int dmaprobe_op_set_mask(struct dmaprobe_ucmd *ucmd)
+{
+	struct dmaprobe_set_mask *cmd = ucmd->cmd;
+	struct dmaprobe_device *dd = ucmd->session->dd;
+	struct device *dev = dmaprobe_dma_dev(ucmd->session);
+	struct dmaprobe_session *s;
+	struct dmaprobe_object *obj;
+	unsigned long id;
+	int ret = 0;
+
+	if (!cmd->flags || cmd->mask < DMA_BIT_MASK(12) ||
+	    (cmd->mask & (cmd->mask + 1)))
+		return -EINVAL;
+
+	guard(mutex)(&dd->lock);
+	list_for_each_entry(s, &dd->sessions, node) {
+		xa_for_each(&s->objects, id, obj) {
+			if (obj->type != &dmaprobe_buffer_type)
+				return -EBUSY;
+		}
+	}
+
+	if (cmd->flags & DMAPROBE_SET_MASK_STREAMING)
+		ret = dma_set_mask(dev, cmd->mask);
+	if (!ret && (cmd->flags & DMAPROBE_SET_MASK_COHERENT))
+		ret = dma_set_coherent_mask(dev, cmd->mask);
+	dd->direct_max = dma_max_mapping_size(dev);
+	return ret;
+}
+
+int dmaprobe_op_enable(struct dmaprobe_ucmd *ucmd)
+{
+	struct dmaprobe_enable *cmd = ucmd->cmd;
+
+	if (cmd->__reserved || cmd->enable > 1)
+		return -EINVAL;
+	if (cmd->enable)
+		return dmaprobe_mmio_enable(ucmd->session);
+	dmaprobe_mmio_disable(ucmd->session);
+	return 0;
+}

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What the IOMMU's page tables say, in terms of the session's buffers.
+ *
+ * The answer comes from iommu_iova_to_phys() alone; no record of what was mapped
+ * or linked goes into it.
+ */
+#include <linux/capability.h>
+#include <linux/overflow.h>
+#include <linux/sched/signal.h>
+#include <linux/uaccess.h>
+
+#include "private.h"
+
+#define TRANSLATE_MAX_LENGTH	SZ_4G
+
+/* The buffer the last granule was found in: the next is likely there as well. */
+struct cursor {
+	struct dmaprobe_session *session;
+	struct dmaprobe_buffer *buf;
+};
+
+static void cursor_set(struct cursor *c, struct dmaprobe_buffer *buf)
+{
+	dmaprobe_buffer_put(c->buf);
+	c->buf = buf;
+}
+
+static bool cursor_find(struct cursor *c, phys_addr_t phys, u64 *offset)
+{
+	struct dmaprobe_object *obj;
+	unsigned long id;
+
+	if (c->buf && dmaprobe_buffer_find(c->buf, phys, offset))
+		return true;
+
+	xa_for_each_marked(&c->session->objects, id, obj, DMAPROBE_MARK_BUFFER) {
+		struct dmaprobe_buffer *buf =
+			dmaprobe_buffer_get(c->session, id);
+
+		if (IS_ERR(buf))
+			continue;
+		if (dmaprobe_buffer_find(buf, phys, offset)) {
+			cursor_set(c, buf);
+			return true;
+		}
+		dmaprobe_buffer_put(buf);
+	}
+	return false;
+}
+
+/* Describe the bytes from @iova to the end of its granule, or to @end. */
+static void translate_one(struct cursor *c, u64 iova, u64 end,
+			  struct dmaprobe_extent *ext)
+{
+	struct dmaprobe_device *dd = c->session->dd;
+	struct iommu_domain *domain = dd->domain;
+	u64 granule = dmaprobe_granule(dd), offset;
+	phys_addr_t phys = 0;
+
+	memset(ext, 0, sizeof(*ext));
+	ext->iova = iova;
+	ext->length = min(end - iova, granule - (iova & (granule - 1)));
+
+	/*
+	 * Page-table walkers need not cope with what no address can be. An
+	 * identity domain has no tables, and may have no aperture.
+	 */
+	if (!dmaprobe_translates(dd) ||
+	    (iova >= domain->geometry.aperture_start &&
+	     iova <= domain->geometry.aperture_end))
+		phys = iommu_iova_to_phys(domain, iova);
+	if (!phys)
+		return;
+
+	ext->phys = phys;
+	if (cursor_find(c, phys, &offset)) {
+		ext->kind = DMAPROBE_EXTENT_BUFFER;
+		ext->buffer_id = c->buf->obj.id;
+		ext->buffer_offset = offset;
+	} else {
+		ext->kind = DMAPROBE_EXTENT_FOREIGN;
+	}
+}
+
+/* Let @ext grow by @next when that leads to where @ext ends. */
+static bool merge(struct dmaprobe_extent *ext,
+		  const struct dmaprobe_extent *next, u32 flags)
+{
+	bool adjacent = ext->phys + ext->length == next->phys;
+
+	if (ext->kind != next->kind || ext->buffer_id != next->buffer_id)
+		return false;
+	if (ext->kind == DMAPROBE_EXTENT_BUFFER &&
+	    (ext->buffer_offset + ext->length != next->buffer_offset ||
+	     ((flags & DMAPROBE_TRANSLATE_PHYS) && !adjacent)))
+		return false;
+	if (ext->kind == DMAPROBE_EXTENT_FOREIGN && !adjacent)
+		return false;
+	ext->length += next->length;
+	return true;
+}
+
+static int translate(struct cursor *c, struct dmaprobe_translate *cmd)
+{
+	struct dmaprobe_extent __user *out = u64_to_user_ptr(cmd->extents);
+	u64 iova = cmd->iova, end = cmd->iova + cmd->length;
+	struct dmaprobe_extent ext, next;
+	u32 room = cmd->nr_extents;
+
+	cmd->nr_extents = 0;
+	translate_one(c, iova, end, &next);
+	do {
+		ext = next;
+		for (iova += next.length; iova < end; iova += next.length) {
+			if (signal_pending(current))
+				return -EINTR;
+			cond_resched();
+			translate_one(c, iova, end, &next);
+			if (!merge(&ext, &next, cmd->flags))
+				break;
+		}
+
+		if (!(cmd->flags & DMAPROBE_TRANSLATE_PHYS))
+			ext.phys = 0;
+		if (copy_to_user(&out[cmd->nr_extents], &ext, sizeof(ext)))
+			return -EFAULT;
+		cmd->nr_extents++;
+		cmd->translated = iova - cmd->iova;
+	} while (iova < end && cmd->nr_extents < room);
+	return 0;
+}
+
+int dmaprobe_op_translate(struct dmaprobe_ucmd *ucmd)
+{
+	struct dmaprobe_translate *cmd = ucmd->cmd;
+	struct cursor c = { .session = ucmd->session };
+	u64 end;
+	int ret;
+
+	if (!cmd->length || cmd->length > TRANSLATE_MAX_LENGTH ||
+	    check_add_overflow(cmd->iova, cmd->length, &end) ||
+	    !cmd->nr_extents)
+		return -EINVAL;
+	if ((cmd->flags & DMAPROBE_TRANSLATE_PHYS) && !capable(CAP_SYS_ADMIN))
+		return -EPERM;
+	if (!ucmd->session->dd->domain)
+		return -EOPNOTSUPP;
+
+	if (cmd->buffer_id) {
+		c.buf = dmaprobe_buffer_get(ucmd->session, cmd->buffer_id);
+		if (IS_ERR(c.buf))
+			return PTR_ERR(c.buf);
+	}
+	ret = translate(&c, cmd);
+	cursor_set(&c, NULL);
+	return ret ?: dmaprobe_respond(ucmd);
+}
