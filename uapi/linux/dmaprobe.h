@@ -31,7 +31,8 @@
  *  - ENOTTY: no such command.
  *  - EINVAL: @size is smaller than the struct's first version; a reserved member
  *    is not zero; a value is out of its range; lengths overflow.
- *  - E2BIG: @size is larger than the kernel's struct and the tail is not zero.
+ *  - E2BIG: @size is larger than the kernel's struct and the tail is not zero; or
+ *    it is larger than a page.
  *  - EOPNOTSUPP: an unknown flag or attribute, or a call that this kernel or
  *    this device's DMA domain does not offer. ``DMAPROBE_CALL`` says which.
  *  - EFAULT: an address that cannot be read or written.
