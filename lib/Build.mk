@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# The library, static and shared.
+
+LIB_SRCS := \
+	lib/src/buffer.cc \
+	lib/src/device.cc \
+	lib/src/engine.cc \
+	lib/src/engines/edu.cc \
+	lib/src/fault.cc \
+	lib/src/file.cc \
+	lib/src/iova.cc \
+	lib/src/mapping.cc \
+	lib/src/pci.cc \
+	lib/src/session.cc \
+	lib/src/translate.cc \
+	lib/src/types.cc
+
+LIB_HEADERS := $(wildcard lib/include/dmaprobe/*.h)
+LIB_OBJS := $(LIB_SRCS:%.cc=$(BUILD)/obj/%.o)
+LIB_PIC_OBJS := $(LIB_SRCS:%.cc=$(BUILD)/obj/%.pic.o)
+
+$(BUILD)/lib/libdmaprobe.a: $(LIB_OBJS)
+	$(call say,AR,$@)
+	@mkdir -p $(@D)
+	$(Q)rm -f $@ && $(AR) rcs $@ $^
+
+$(BUILD)/lib/libdmaprobe.so.0: $(LIB_PIC_OBJS)
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CXX) $(CXXFLAGS) $(filter-out -static,$(LDFLAGS)) -shared -Wl,-soname,libdmaprobe.so.0 -o $@ $^
+
+# Each public header must compile alone.
+$(BUILD)/lib/headers.ok: $(LIB_HEADERS) uapi/linux/dmaprobe.h
+	$(call say,HEADERS,lib/include/dmaprobe)
+	@mkdir -p $(@D)
+	$(Q)for h in $(notdir $(LIB_HEADERS)); do \
+		echo "#include <dmaprobe/$$h>" | \
+			$(CXX) $(filter-out -MMD -MP,$(CPPFLAGS)) $(CXXFLAGS) -fsyntax-only -x c++ - || exit 1; \
+	done
+	$(Q)touch $@

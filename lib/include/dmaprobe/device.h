@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: MIT
+// A device's config space and BARs, by VFIO or by sysfs.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include <dmaprobe/bdf.h>
+#include <dmaprobe/result.h>
+#include <dmaprobe/session.h>
+#include <dmaprobe/types.h>
+
+namespace dmaprobe {
+
+/// How the device is reached.
+enum class Route {
+    vfio, ///< /dev/vfio/devices/vfioN, bound to an iommufd
+    sysfs ///< resourceN and config in sysfs; the module enables the device
+};
+
+/// "vfio" or "sysfs".
+[[nodiscard]] std::string_view to_string(Route route) noexcept;
+
+/// A memory BAR, mapped into the program. Accesses are volatile, of exactly the width asked for,
+/// and checked against the BAR's length; the values are little-endian on the bus and the CPU's own
+/// here.
+///
+/// By VFIO, a Bar keeps the VFIO device open for as long as it lives.
+class Bar {
+public:
+    Bar(Bar&&) noexcept;
+    Bar& operator=(Bar&&) noexcept;
+    Bar(const Bar&) = delete;
+    Bar& operator=(const Bar&) = delete;
+    /// Unmaps it.
+    ~Bar();
+
+    /// Bytes.
+    [[nodiscard]] Size length() const noexcept { return Size(length_); }
+
+    /// Read. ERANGE: the offset leaves the BAR; EINVAL: it is not a multiple of the width.
+    [[nodiscard]] Result<std::uint32_t> read32(std::uint64_t offset) const;
+    /// Read 8 bytes; errors as read32().
+    [[nodiscard]] Result<std::uint64_t> read64(std::uint64_t offset) const;
+    /// Write; errors as read32().
+    Result<void> write32(std::uint64_t offset, std::uint32_t value) const;
+    /// Write 8 bytes; errors as read32().
+    Result<void> write64(std::uint64_t offset, std::uint64_t value) const;
+
+private:
+    friend class DeviceAccess;
+    Bar(std::span<std::byte> map, std::size_t start, std::size_t length) noexcept
+        : map_(map), base_(map.data() + start), length_(length) {}
+    [[nodiscard]] Result<void> check(std::uint64_t offset, std::size_t width,
+                                     std::string_view op) const;
+
+    std::span<std::byte> map_; // whole pages; a small BAR may start inside one
+    std::byte* base_ = nullptr;
+    std::size_t length_ = 0;
+};
+
+/// Access to a bound device. Open the Session first, since it keeps the device powered; it is
+/// referred to until close(). While the access is open, memory decoding and bus mastering are on.
+///
+/// By VFIO, opening resets the function, and another opener gets EBUSY; so does a session that asks
+/// to be enabled. By sysfs, it is the session that is enabled, and interrupts are not to be had.
+class DeviceAccess {
+public:
+    /// Open the device of a session.
+    ///
+    /// @param force take this route; without it VFIO's where its nodes exist, otherwise sysfs'
+    /// @param sysfs where sysfs is
+    /// EOPNOTSUPP: the forced route does not exist here, with the reason as detail. EBUSY: somebody
+    /// else has the device. EACCES: not root, or kernel lockdown forbids it.
+    [[nodiscard]] static Result<DeviceAccess> open(const Session& session,
+                                                   std::optional<Route> force = std::nullopt,
+                                                   const std::string& sysfs = "/sys");
+
+    DeviceAccess(DeviceAccess&&) noexcept;
+    DeviceAccess& operator=(DeviceAccess&&) noexcept;
+    DeviceAccess(const DeviceAccess&) = delete;
+    DeviceAccess& operator=(const DeviceAccess&) = delete;
+    /// Closes, best effort.
+    ~DeviceAccess();
+
+    /// Switch bus mastering off and close the device. A second close is no error.
+    Result<void> close();
+
+    /// The device.
+    [[nodiscard]] const Bdf& bdf() const noexcept;
+    /// The route that was taken.
+    [[nodiscard]] Route route() const noexcept;
+    /// Why this route and not the other, in one line.
+    [[nodiscard]] const std::string& why() const noexcept;
+    /// Vendor id from config space.
+    [[nodiscard]] std::uint16_t vendor() const noexcept;
+    /// Device id from config space.
+    [[nodiscard]] std::uint16_t device() const noexcept;
+
+    /// Map a memory BAR.
+    /// @param index 0 to 5
+    /// EINVAL: no such index. ENXIO: the device has no memory BAR there. EOPNOTSUPP: it cannot be
+    /// mapped.
+    [[nodiscard]] Result<Bar> bar(unsigned index) const;
+
+    /// Read config space. ERANGE when it ends before the range does.
+    Result<void> read_config(std::uint64_t offset, std::span<std::byte> out) const;
+    /// Write config space. VFIO filters writes; see drivers/vfio/pci/vfio_pci_config.c.
+    Result<void> write_config(std::uint64_t offset, std::span<const std::byte> in) const;
+    /// Read 16 bits of config space.
+    [[nodiscard]] Result<std::uint16_t> read_config16(std::uint64_t offset) const;
+    /// Write 16 bits of config space.
+    Result<void> write_config16(std::uint64_t offset, std::uint16_t value) const;
+    /// Read 32 bits of config space.
+    [[nodiscard]] Result<std::uint32_t> read_config32(std::uint64_t offset) const;
+
+    /// Switch memory decoding and bus mastering on or off: by VFIO in the command register, by
+    /// sysfs through Session::enable().
+    Result<void> enable(bool on) const;
+
+    /// Reset the function (VFIO_DEVICE_RESET, or sysfs' reset) and enable it again. EOPNOTSUPP when
+    /// it has no reset of its own.
+    Result<void> reset() const;
+
+private:
+    struct State;
+    explicit DeviceAccess(std::unique_ptr<State> state) noexcept;
+
+    std::unique_ptr<State> state_;
+};
+
+} // namespace dmaprobe

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: MIT
+// IOMMU faults, read where the platform reports them: the kernel log.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <dmaprobe/bdf.h>
+#include <dmaprobe/result.h>
+#include <dmaprobe/types.h>
+
+namespace dmaprobe {
+
+/// What the device wanted to do.
+enum class FaultAccess { unknown, read, write };
+
+/// "unknown", "read" or "write".
+[[nodiscard]] std::string_view to_string(FaultAccess access) noexcept;
+
+/// One fault, as an IOMMU driver told it.
+struct Fault {
+    std::chrono::microseconds time{0};         ///< since boot, the kernel log's clock
+    Bdf bdf;                                   ///< the requester; domain 0 when it was not told
+    bool domain_told = true;                   ///< whether the log names the PCI domain
+    Iova iova;                                 ///< as reported; IOMMUs round it down to 4 KiB
+    FaultAccess access = FaultAccess::unknown; ///< what the device wanted to do
+    std::string reason;                        ///< the reason in the driver's words
+    std::string platform;                      ///< the parser that knew it, such as "vt-d"
+    std::string raw;                           ///< the line of the log
+
+    /// Whether this device is the one; a domain that was not told is not compared.
+    [[nodiscard]] bool is_from(const Bdf& device) const noexcept;
+};
+
+/// Read a record of /dev/kmsg ("3,123,456789,-;text", Documentation/ABI/testing/dev-kmsg of the
+/// kernel) or a plain line of the log. Nothing when it is no fault that a known IOMMU driver tells.
+///
+/// Known: VT-d (drivers/iommu/intel/dmar.c), with and without the PCI domain, with and without
+/// PASID.
+[[nodiscard]] std::optional<Fault> parse_fault(std::string_view line);
+
+/// Follows the kernel log from the moment of open() on.
+///
+/// The kernel limits how many VT-d faults it tells: 10 in 5 seconds for all devices together.
+class FaultWatcher {
+public:
+    /// Open the log at its end: what was logged before is not seen. EACCES, EPERM: not root.
+    [[nodiscard]] static Result<FaultWatcher> open(const std::string& path = "/dev/kmsg");
+
+    FaultWatcher(FaultWatcher&&) noexcept;
+    FaultWatcher& operator=(FaultWatcher&&) noexcept;
+    FaultWatcher(const FaultWatcher&) = delete;
+    FaultWatcher& operator=(const FaultWatcher&) = delete;
+    ~FaultWatcher();
+
+    /// The next fault of a device that was not taken yet. Faults of other devices stay for their
+    /// own wait() or drain(). ETIMEDOUT when none came in time.
+    [[nodiscard]] Result<Fault> wait(const Bdf& bdf, std::chrono::milliseconds deadline);
+    /// The next fault of any device.
+    [[nodiscard]] Result<Fault> wait(std::chrono::milliseconds deadline);
+
+    /// All faults that were logged and not taken yet, of all devices, without waiting.
+    [[nodiscard]] Result<std::vector<Fault>> drain();
+
+    /// How often the log was overwritten before it was read, so that faults may be missing.
+    [[nodiscard]] std::uint64_t overruns() const noexcept { return overruns_; }
+
+private:
+    explicit FaultWatcher(int fd) noexcept : fd_(fd) {}
+    Result<void> read_all();
+    Result<Fault> wait_for(const Bdf* bdf, std::chrono::milliseconds deadline);
+
+    int fd_ = -1;
+    std::deque<Fault> pending_;
+    std::uint64_t overruns_ = 0;
+};
+
+} // namespace dmaprobe

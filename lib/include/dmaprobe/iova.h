@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: MIT
+// IOVA space, linked piece by piece: the kernel's dma_iova_*() calls.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include <dmaprobe/buffer.h>
+#include <dmaprobe/result.h>
+#include <dmaprobe/session.h>
+#include <dmaprobe/types.h>
+
+namespace dmaprobe {
+
+/// The kernel's state of an IOVA space and the module's record of it; `struct dmaprobe_iova_state`.
+struct IovaState {
+    bool use = false;           ///< dma_use_iova()
+    Iova addr;                  ///< first address
+    Size length;                ///< dma_iova_size()
+    Size linked;                ///< bytes linked
+    std::uint32_t nr_links = 0; ///< number of links
+    bool bounced = false;       ///< the kernel bounced part of a link
+};
+
+/// A range of IOVA space, and what is linked into it; DMAPROBE_IOVA_ALLOC.
+///
+/// The rules are those of dma_iova_link() and its siblings (Documentation/core-api/dma-api.rst of
+/// the kernel, "Part Ie" and drivers/iommu/dma-iommu.c); the module refuses what would break them,
+/// with the errnos that `<linux/dmaprobe.h>` lists per command.
+///
+/// destroy() or free() end it. The destructor unlinks what this object linked and frees the space,
+/// best effort.
+class IovaSpace {
+public:
+    /// Allocate space; dma_iova_try_alloc().
+    ///
+    /// @param length bytes, at least 1
+    /// EOPNOTSUPP: no IOMMU translates for the device, or the kernel (before Linux 6.16) has no
+    /// such call. ENOSPC: space or mask are exhausted.
+    [[nodiscard]] static Result<IovaSpace> try_alloc(const Session& session, Size length);
+    /// Allocate space whose start lies in its granule as the memory of the first link does.
+    /// @param first the buffer of the first link
+    /// @param buffer_offset where in it the first link will start
+    [[nodiscard]] static Result<IovaSpace> try_alloc(const Session& session, Size length,
+                                                     const Buffer& first, Size buffer_offset);
+
+    IovaSpace(IovaSpace&&) noexcept;
+    IovaSpace& operator=(IovaSpace&&) noexcept;
+    IovaSpace(const IovaSpace&) = delete;
+    IovaSpace& operator=(const IovaSpace&) = delete;
+    /// Unlinks and frees, best effort.
+    ~IovaSpace();
+
+    /// Link a range of a buffer; dma_iova_link(). The device may use it after sync().
+    /// @param buffer_offset start of the range in the buffer
+    /// @param offset where in the space to link it
+    /// @param length bytes, at least 1; the range must be physically contiguous
+    /// @param attrs DMA attributes; none is defined yet
+    Result<void> link(const Buffer& buffer, Size buffer_offset, Size offset, Size length,
+                      Direction direction, std::uint64_t attrs = 0);
+
+    /// Make linked ranges known to the IOMMU; dma_iova_sync(). ENXIO when part is not linked.
+    Result<void> sync(Size offset, Size length) const;
+
+    /// Unlink whole links; dma_iova_unlink().
+    /// @param direction the one they were linked with
+    Result<void> unlink(Size offset, Size length, Direction direction, std::uint64_t attrs = 0);
+
+    /// Free the space; dma_iova_free(). EBUSY while something is linked. Ends the object, also
+    /// after ENODEV and EBADF (device or session gone). Once ended, it is no error to ask again.
+    Result<void> free();
+
+    /// Unlink all and free the space; dma_iova_destroy(). What is linked must be exactly the bytes
+    /// from 0 to `mapped_len`. Ends the object as free() does.
+    Result<void> destroy(Size mapped_len, Direction direction, std::uint64_t attrs = 0);
+
+    /// What the kernel and the module know about it.
+    [[nodiscard]] Result<IovaState> state() const;
+
+    /// The id; 0 when ended.
+    [[nodiscard]] std::uint32_t id() const noexcept { return id_; }
+    /// First address. It stays readable when the space has ended.
+    [[nodiscard]] Iova addr() const noexcept { return addr_; }
+    /// Bytes asked for.
+    [[nodiscard]] Size length() const noexcept { return length_; }
+
+private:
+    struct Link {
+        Size offset;
+        Size length;
+        Direction direction;
+        std::uint64_t attrs;
+    };
+
+    IovaSpace() noexcept = default;
+    static Result<IovaSpace> alloc(const Session& session, Size length, std::uint32_t buffer_id,
+                                   Size buffer_offset);
+    void release() noexcept;
+    void end() noexcept;
+
+    std::shared_ptr<Channel> channel_;
+    std::uint32_t id_ = 0;
+    Iova addr_;
+    Size length_;
+    std::vector<Link> links_;
+};
+
+} // namespace dmaprobe

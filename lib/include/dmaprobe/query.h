@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: MIT
+// What the module tells about itself, the kernel, the device and its IOMMU domain.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <dmaprobe/types.h>
+
+namespace dmaprobe {
+
+/// The version of the ABI that the module speaks; `struct dmaprobe_version`.
+struct Version {
+    std::uint32_t abi = 0;      ///< DMAPROBE_ABI_VERSION of the module
+    std::uint32_t nr_calls = 0; ///< entries that Session::calls() lists
+};
+
+/// What became of a call of the kernel's DMA API; `enum dmaprobe_call_status`.
+enum class CallStatus : std::uint32_t {
+    offered = 0, ///< this kernel has it and a command drives it
+    missing = 1, ///< this kernel does not have it
+    gone = 2,    ///< older kernels had it
+};
+
+/// A call of the kernel's DMA API, as the module knows it; `struct dmaprobe_call`.
+struct Call {
+    std::string name;                        ///< the kernel function
+    CallStatus status = CallStatus::offered; ///< whether it can be driven
+    std::string detail; ///< the command, or why it is missing and what replaced it
+};
+
+/// What the DMA API tells a driver about the device; `struct dmaprobe_limits`.
+struct Limits {
+    bool coherent = false;               ///< DMA is coherent with the CPU caches
+    bool need_sync = false;              ///< dma_dev_need_sync()
+    bool need_unmap = false;             ///< dma_need_unmap()
+    bool addressing_limited = false;     ///< dma_addressing_limited()
+    bool iommu = false;                  ///< an IOMMU translates, so that IOVA spaces can be had
+    Size max_segment_size;               ///< dma_get_max_seg_size()
+    std::uint64_t dma_mask = 0;          ///< dma_get_mask()
+    std::uint64_t coherent_dma_mask = 0; ///< coherent mask
+    std::uint64_t required_mask = 0;     ///< dma_get_required_mask()
+    std::uint64_t bus_dma_limit = 0;     ///< limit of the bus; 0 when there is none
+    Size max_mapping_size;               ///< dma_max_mapping_size()
+    Size opt_mapping_size;               ///< dma_opt_mapping_size()
+    std::uint64_t merge_boundary = 0;    ///< dma_get_merge_boundary(): granule - 1, or 0
+    std::uint64_t segment_boundary_mask = 0; ///< dma_get_seg_boundary()
+    std::uint64_t min_align_mask = 0;        ///< dma_get_min_align_mask()
+};
+
+/// Type of the IOMMU domain behind the DMA API; `enum dmaprobe_domain_type`.
+enum class DomainType : std::uint32_t {
+    none = 0,     ///< no IOMMU
+    identity = 1, ///< addresses pass through
+    dma = 2,      ///< translated, invalidated at once (strict)
+    dma_fq = 3,   ///< translated, invalidated later (lazy)
+    other = 4,    ///< none of these
+};
+
+/// Type of a reserved region; `enum dmaprobe_resv_type`.
+enum class ReservedType : std::uint32_t {
+    direct = 0,           ///< mapped one to one from boot on
+    direct_relaxable = 1, ///< the same, unless the device is assigned
+    reserved = 2,         ///< not usable
+    msi = 3,              ///< MSI doorbells, not translated
+    sw_msi = 4,           ///< MSI doorbells, mapped by software
+};
+
+/// A reserved region of IOVA space; `struct dmaprobe_resv_region`.
+struct ReservedRegion {
+    Iova start;                                 ///< first address
+    Size length;                                ///< bytes
+    ReservedType type = ReservedType::reserved; ///< why it is reserved
+};
+
+/// The IOMMU domain behind the device's DMA API; `struct dmaprobe_domain`.
+struct Domain {
+    DomainType type = DomainType::none;  ///< with none, all else is empty
+    std::uint64_t pgsize_bitmap = 0;     ///< page sizes, or'ed
+    Iova aperture_start;                 ///< first usable IOVA
+    Iova aperture_end;                   ///< last usable IOVA (not one past it)
+    std::string iommu;                   ///< the IOMMU instance, as under /sys/class/iommu
+    std::string driver;                  ///< the IOMMU's driver
+    std::vector<ReservedRegion> regions; ///< reserved regions of IOVA space
+
+    /// The smallest page size: what a translation is made of. Zero without an IOMMU.
+    [[nodiscard]] Size granule() const noexcept {
+        return Size(pgsize_bitmap & (~pgsize_bitmap + 1));
+    }
+};
+
+/// "offered", "missing", "gone"; "unknown" for another value.
+[[nodiscard]] std::string_view to_string(CallStatus status) noexcept;
+/// "none", "identity", "dma", "dma-fq", "other"; "unknown" for another value.
+[[nodiscard]] std::string_view to_string(DomainType type) noexcept;
+/// "direct", "direct-relaxable", "reserved", "msi", "sw-msi" (the words of sysfs); "unknown" for
+/// another value.
+[[nodiscard]] std::string_view to_string(ReservedType type) noexcept;
+
+} // namespace dmaprobe

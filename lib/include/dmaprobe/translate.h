@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: MIT
+// What the IOMMU's page tables say about a range of IOVA space.
+#pragma once
+
+#include <cstdint>
+#include <iosfwd>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include <dmaprobe/result.h>
+#include <dmaprobe/session.h>
+#include <dmaprobe/types.h>
+
+namespace dmaprobe {
+
+/// Where an extent leads; `enum dmaprobe_extent_kind`.
+enum class ExtentKind : std::uint32_t {
+    hole = 0,    ///< nowhere: nothing is mapped
+    buffer = 1,  ///< into a buffer of this session
+    foreign = 2, ///< into memory that is none of this session's buffers
+};
+
+/// "hole", "buffer", "foreign"; "unknown" for another value.
+[[nodiscard]] std::string_view to_string(ExtentKind kind) noexcept;
+
+/// A piece of IOVA space that is translated alike; `struct dmaprobe_extent`.
+struct Extent {
+    Iova iova;                          ///< first address
+    Size length;                        ///< bytes
+    ExtentKind kind = ExtentKind::hole; ///< where it leads
+    std::uint32_t buffer_id = 0;        ///< the buffer, for ExtentKind::buffer
+    Size buffer_offset;                 ///< where in the buffer
+    std::optional<Phys> phys;           ///< physical address, when asked for and not a hole
+
+    bool operator==(const Extent&) const = default;
+};
+
+/// Print an extent in one line.
+std::ostream& operator<<(std::ostream& out, const Extent& extent);
+
+/// What translate() is to do besides the usual.
+struct TranslateOptions {
+    std::uint32_t buffer_hint = 0; ///< id of the buffer to look into first, or 0; changes no result
+    bool phys = false;             ///< tell physical addresses; EPERM without CAP_SYS_ADMIN
+};
+
+/// Ask iommu_iova_to_phys() for every granule of a range; DMAPROBE_TRANSLATE.
+///
+/// The extents cover the range without a gap, in order, and neighbours that belong together are one
+/// extent, however many calls that takes.
+///
+/// @param length bytes, at least 1
+/// EOPNOTSUPP without an IOMMU; EINVAL when the range is empty or passes the end of the address
+/// space; EINTR when a signal arrives.
+[[nodiscard]] Result<std::vector<Extent>> translate(const Session& session, Iova iova, Size length,
+                                                    const TranslateOptions& options = {});
+
+} // namespace dmaprobe

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: MIT
+// Addresses and lengths that cannot be mixed up.
+#pragma once
+
+#include <compare>
+#include <cstdint>
+#include <iosfwd>
+#include <limits>
+#include <optional>
+#include <string>
+#include <string_view>
+
+namespace dmaprobe {
+
+/// A number of bytes: a length, or an offset inside an object.
+///
+/// Arithmetic never wraps: a sum or product that does not fit sticks at max(), a difference below
+/// zero sticks at 0. A range that starts or ends there is refused by every check of the module, so
+/// a slip cannot turn into somebody else's address. Use the checked_ functions to find out.
+class Size {
+public:
+    /// Zero bytes.
+    constexpr Size() noexcept = default;
+    /// @param bytes the number of bytes
+    constexpr explicit Size(std::uint64_t bytes) noexcept : value_(bytes) {}
+
+    /// The number of bytes.
+    [[nodiscard]] constexpr std::uint64_t value() const noexcept { return value_; }
+    /// The largest number of bytes, where sums stick.
+    [[nodiscard]] static constexpr Size max() noexcept {
+        return Size(std::numeric_limits<std::uint64_t>::max());
+    }
+
+    constexpr auto operator<=>(const Size&) const noexcept = default;
+
+private:
+    std::uint64_t value_ = 0;
+};
+
+/// Sum, or nothing when it does not fit.
+[[nodiscard]] constexpr std::optional<Size> checked_add(Size a, Size b) noexcept {
+    if (b.value() > Size::max().value() - a.value())
+        return std::nullopt;
+    return Size(a.value() + b.value());
+}
+/// Difference, or nothing when it is below zero.
+[[nodiscard]] constexpr std::optional<Size> checked_sub(Size a, Size b) noexcept {
+    if (b > a)
+        return std::nullopt;
+    return Size(a.value() - b.value());
+}
+/// Product, or nothing when it does not fit.
+[[nodiscard]] constexpr std::optional<Size> checked_mul(Size a, std::uint64_t n) noexcept {
+    if (n != 0 && a.value() > Size::max().value() / n)
+        return std::nullopt;
+    return Size(a.value() * n);
+}
+/// Sum that sticks at Size::max().
+[[nodiscard]] constexpr Size operator+(Size a, Size b) noexcept {
+    return checked_add(a, b).value_or(Size::max());
+}
+/// Difference that sticks at 0.
+[[nodiscard]] constexpr Size operator-(Size a, Size b) noexcept {
+    return checked_sub(a, b).value_or(Size());
+}
+/// Product that sticks at Size::max().
+[[nodiscard]] constexpr Size operator*(Size a, std::uint64_t n) noexcept {
+    return checked_mul(a, n).value_or(Size::max());
+}
+/// Product that sticks at Size::max().
+[[nodiscard]] constexpr Size operator*(std::uint64_t n, Size a) noexcept {
+    return a * n;
+}
+/// Add to a size; sticks at Size::max().
+constexpr Size& operator+=(Size& a, Size b) noexcept {
+    return a = a + b;
+}
+/// Take from a size; sticks at 0.
+constexpr Size& operator-=(Size& a, Size b) noexcept {
+    return a = a - b;
+}
+
+/// An address of one address space. Addresses of different spaces do not mix, and two addresses
+/// cannot be added; sums stick at the highest address, as those of Size do.
+///
+/// @tparam Space a type that names the address space
+template <class Space>
+class Address {
+public:
+    /// Address 0.
+    constexpr Address() noexcept = default;
+    /// @param value the address
+    constexpr explicit Address(std::uint64_t value) noexcept : value_(value) {}
+
+    /// The address as a number.
+    [[nodiscard]] constexpr std::uint64_t value() const noexcept { return value_; }
+    /// The highest address, where sums stick.
+    [[nodiscard]] static constexpr Address max() noexcept {
+        return Address(std::numeric_limits<std::uint64_t>::max());
+    }
+    /// The address rounded down to a multiple of a power of two.
+    [[nodiscard]] constexpr Address align_down(Size granule) const noexcept {
+        return Address(granule.value() ? value_ & ~(granule.value() - 1) : value_);
+    }
+
+    constexpr auto operator<=>(const Address&) const noexcept = default;
+
+    /// Sum, or nothing when it does not fit.
+    [[nodiscard]] friend constexpr std::optional<Address> checked_add(Address a, Size b) noexcept {
+        if (b.value() > max().value() - a.value())
+            return std::nullopt;
+        return Address(a.value() + b.value());
+    }
+    /// Distance, or nothing when `b` lies above `a`.
+    [[nodiscard]] friend constexpr std::optional<Size> checked_sub(Address a, Address b) noexcept {
+        if (b > a)
+            return std::nullopt;
+        return Size(a.value() - b.value());
+    }
+    /// Sum that sticks at max().
+    [[nodiscard]] friend constexpr Address operator+(Address a, Size b) noexcept {
+        return checked_add(a, b).value_or(max());
+    }
+    /// Sum that sticks at max().
+    [[nodiscard]] friend constexpr Address operator+(Size a, Address b) noexcept { return b + a; }
+    /// Distance that sticks at 0.
+    [[nodiscard]] friend constexpr Size operator-(Address a, Address b) noexcept {
+        return checked_sub(a, b).value_or(Size());
+    }
+    /// Move an address up; sticks at max().
+    friend constexpr Address& operator+=(Address& a, Size b) noexcept { return a = a + b; }
+
+private:
+    std::uint64_t value_ = 0;
+};
+
+/// Names the device's address space.
+struct IovaSpaceTag;
+/// Names physical memory.
+struct PhysSpaceTag;
+
+/// An address as the device gives it to the bus: what the DMA API calls a dma_addr_t.
+using Iova = Address<IovaSpaceTag>;
+/// A physical address, as iommu_iova_to_phys() tells it. It is only ever looked at: no call takes
+/// one.
+using Phys = Address<PhysSpaceTag>;
+
+/// Who writes the memory; the kernel's enum dma_data_direction.
+enum class Direction : std::uint32_t {
+    bidirectional = 0, ///< the device reads and writes
+    to_device = 1,     ///< the device reads
+    from_device = 2,   ///< the device writes
+};
+
+/// "bidirectional", "to_device" or "from_device"; "unknown" for another value.
+[[nodiscard]] std::string_view to_string(Direction direction) noexcept;
+/// The number of bytes in decimal.
+[[nodiscard]] std::string to_string(Size size);
+/// The address in hexadecimal with 0x.
+[[nodiscard]] std::string to_string(Iova iova);
+/// The address in hexadecimal with 0x.
+[[nodiscard]] std::string to_string(Phys phys);
+
+/// Print as to_string() does.
+std::ostream& operator<<(std::ostream& out, Direction direction);
+/// Print as to_string() does.
+std::ostream& operator<<(std::ostream& out, Size size);
+/// Print as to_string() does.
+std::ostream& operator<<(std::ostream& out, Iova iova);
+/// Print as to_string() does.
+std::ostream& operator<<(std::ostream& out, Phys phys);
+
+/// `using namespace dmaprobe::literals;` gives 512_B, 4_KiB and 1_MiB as Size.
+namespace literals {
+/// Bytes.
+[[nodiscard]] consteval Size operator""_B(unsigned long long n) {
+    return Size(n);
+}
+/// Units of 1024 bytes.
+[[nodiscard]] consteval Size operator""_KiB(unsigned long long n) {
+    return Size(n) * 1024;
+}
+/// Units of 1024 KiB.
+[[nodiscard]] consteval Size operator""_MiB(unsigned long long n) {
+    return Size(n) * 1048576;
+}
+} // namespace literals
+
+} // namespace dmaprobe

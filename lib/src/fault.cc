@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: MIT
+// IOMMU faults out of the kernel log.
+#include <dmaprobe/fault.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <charconv>
+#include <limits>
+#include <utility>
+
+#include <fcntl.h>
+#include <poll.h>
+#include <unistd.h>
+
+#include "file.h"
+
+namespace dmaprobe {
+
+std::string_view to_string(FaultAccess access) noexcept {
+    switch (access) {
+    case FaultAccess::unknown:
+        return "unknown";
+    case FaultAccess::read:
+        return "read";
+    case FaultAccess::write:
+        return "write";
+    }
+    return "unknown";
+}
+
+bool Fault::is_from(const Bdf& device) const noexcept {
+    Bdf mine = bdf;
+    if (!domain_told)
+        mine.domain = device.domain;
+    return mine == device;
+}
+
+namespace {
+
+/// Reads a text from the left; each take says whether it was there.
+class Scanner {
+public:
+    explicit Scanner(std::string_view text) : text_(text) {}
+
+    /// Skip over everything up to and with `mark`.
+    bool after(std::string_view mark) {
+        const auto at = text_.find(mark);
+        if (at == std::string_view::npos)
+            return false;
+        text_.remove_prefix(at + mark.size());
+        return true;
+    }
+    bool skip(std::string_view literal) {
+        if (!text_.starts_with(literal))
+            return false;
+        text_.remove_prefix(literal.size());
+        return true;
+    }
+    /// All up to `mark`, and skip that too.
+    std::optional<std::string_view> until(std::string_view mark) {
+        const auto at = text_.find(mark);
+        if (at == std::string_view::npos)
+            return std::nullopt;
+        const auto taken = text_.substr(0, at);
+        text_.remove_prefix(at + mark.size());
+        return taken;
+    }
+    std::optional<std::uint64_t> hex() {
+        (void)skip("0x");
+        std::uint64_t value = 0;
+        const auto [end, error] =
+            std::from_chars(text_.data(), text_.data() + text_.size(), value, 16);
+        if (error != std::errc())
+            return std::nullopt;
+        text_.remove_prefix(static_cast<std::size_t>(end - text_.data()));
+        return value;
+    }
+    [[nodiscard]] std::string_view rest() const { return text_; }
+
+private:
+    std::string_view text_;
+};
+
+/// VT-d, drivers/iommu/intel/dmar.c, dmar_fault_do_one():
+///   DMAR: [DMA Write NO_PASID] Request device [0000:01:00.0] fault addr 0xfffff000
+///   [fault reason 0x05] PTE Write access is not set                       (on one line)
+/// Kernels before 6.14 or so leave the PCI domain out. With a PASID, "PASID 0x1" takes the place of
+/// NO_PASID. Faults of interrupt remapping start with [INTR-REMAP] and are not of interest.
+bool parse_vtd(std::string_view text, Fault& fault) {
+    Scanner scan(text);
+    if (!scan.after("DMAR: [DMA "))
+        return false;
+    if (scan.skip("Read"))
+        fault.access = FaultAccess::read;
+    else if (scan.skip("Write"))
+        fault.access = FaultAccess::write;
+    else
+        return false;
+    if (!scan.after("] Request device ["))
+        return false;
+    const auto device = scan.until("]");
+    if (!device)
+        return false;
+    const auto bdf = Bdf::parse(*device);
+    if (!bdf || !scan.skip(" fault addr "))
+        return false;
+    const auto addr = scan.hex();
+    if (!addr)
+        return false;
+    fault.bdf = *bdf;
+    fault.domain_told = std::ranges::count(*device, ':') == 2;
+    fault.iova = Iova(*addr);
+    if (scan.after("[fault reason ") && scan.after("]"))
+        fault.reason = file::trim(scan.rest());
+    return true;
+}
+
+struct Parser {
+    std::string_view platform;
+    bool (*parse)(std::string_view text, Fault& fault);
+};
+
+/// One for each platform: another IOMMU's log is another function and a line here.
+constexpr std::array parsers{
+    Parser{"vt-d", parse_vtd},
+};
+
+} // namespace
+
+std::optional<Fault> parse_fault(std::string_view line) {
+    // A record is "<prefix>,<sequence>,<microseconds>,<flags>[,more];<text>\n" and may be followed
+    // by lines of keys and values, which start with a space.
+    std::string_view text = line.substr(0, line.find('\n'));
+    std::uint64_t time = 0;
+    if (const auto head = text.substr(0, text.find(';'));
+        head.size() != text.size() && !head.empty() &&
+        head.find_first_not_of("0123456789,-+abcdefghijklmnopqrstuvwxyz=") ==
+            std::string_view::npos) {
+        Scanner scan(head);
+        if (scan.after(",") && scan.after(",")) {
+            const auto number = scan.rest();
+            std::from_chars(number.data(), number.data() + number.size(), time);
+        }
+        text.remove_prefix(head.size() + 1);
+    }
+
+    for (const Parser& parser : parsers) {
+        Fault fault;
+        if (!parser.parse(text, fault))
+            continue;
+        fault.time = std::chrono::microseconds(time);
+        fault.platform = parser.platform;
+        fault.raw = text;
+        return fault;
+    }
+    return std::nullopt;
+}
+
+Result<FaultWatcher> FaultWatcher::open(const std::string& path) {
+    file::Fd fd(::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));
+    if (!fd) {
+        const int code = errno;
+        return std::unexpected(Error{code, "fault_open",
+                                     code == EACCES || code == EPERM
+                                         ? "no permission to read the kernel log " + path
+                                         : path});
+    }
+    if (::lseek(fd.get(), 0, SEEK_END) < 0)
+        return std::unexpected(Error{errno, "fault_open", path});
+    return FaultWatcher(fd.release());
+}
+
+FaultWatcher::FaultWatcher(FaultWatcher&& other) noexcept
+    : fd_(std::exchange(other.fd_, -1)), pending_(std::move(other.pending_)),
+      overruns_(other.overruns_) {}
+
+FaultWatcher& FaultWatcher::operator=(FaultWatcher&& other) noexcept {
+    std::swap(fd_, other.fd_);
+    std::swap(pending_, other.pending_);
+    std::swap(overruns_, other.overruns_);
+    return *this;
+}
+
+FaultWatcher::~FaultWatcher() {
+    if (fd_ >= 0)
+        ::close(fd_);
+}
+
+/// Read what is there, without waiting.
+Result<void> FaultWatcher::read_all() {
+    // One read gives one record; the kernel's longest is about 2 KiB.
+    std::array<char, 8192> record{};
+    for (;;) {
+        const ssize_t got = ::read(fd_, record.data(), record.size());
+        if (got > 0) {
+            const std::string_view line(record.data(), static_cast<std::size_t>(got));
+            if (auto fault = parse_fault(line))
+                pending_.push_back(std::move(*fault));
+            continue;
+        }
+        if (got == 0 || errno == EAGAIN)
+            return {};
+        if (errno == EPIPE) {
+            // The log was overwritten under the reader, who goes on with the oldest record left.
+            ++overruns_;
+            continue;
+        }
+        if (errno != EINTR)
+            return std::unexpected(Error{errno, "fault_read", {}});
+    }
+}
+
+Result<Fault> FaultWatcher::wait_for(const Bdf* bdf, std::chrono::milliseconds deadline) {
+    using Clock = std::chrono::steady_clock;
+    const auto end = Clock::now() + deadline;
+    for (;;) {
+        const bool late = Clock::now() >= end;
+        if (auto done = read_all(); !done)
+            return std::unexpected(std::move(done.error()));
+        const auto found = std::ranges::find_if(
+            pending_, [bdf](const Fault& fault) { return bdf == nullptr || fault.is_from(*bdf); });
+        if (found != pending_.end()) {
+            Fault fault = std::move(*found);
+            pending_.erase(found);
+            return fault;
+        }
+        if (late)
+            return std::unexpected(Error{ETIMEDOUT, "fault_wait", "no fault was reported in time"});
+
+        const auto left = std::chrono::ceil<std::chrono::milliseconds>(end - Clock::now()).count();
+        pollfd poll{.fd = fd_, .events = POLLIN, .revents = 0};
+        const int ready = ::poll(
+            &poll, 1,
+            static_cast<int>(std::clamp<std::int64_t>(left, 0, std::numeric_limits<int>::max())));
+        if (ready < 0 && errno != EINTR)
+            return std::unexpected(Error{errno, "fault_wait", {}});
+    }
+}
+
+Result<Fault> FaultWatcher::wait(const Bdf& bdf, std::chrono::milliseconds deadline) {
+    return wait_for(&bdf, deadline);
+}
+
+Result<Fault> FaultWatcher::wait(std::chrono::milliseconds deadline) {
+    return wait_for(nullptr, deadline);
+}
+
+Result<std::vector<Fault>> FaultWatcher::drain() {
+    if (auto done = read_all(); !done)
+        return std::unexpected(std::move(done.error()));
+    std::vector<Fault> faults(std::make_move_iterator(pending_.begin()),
+                              std::make_move_iterator(pending_.end()));
+    pending_.clear();
+    return faults;
+}
+
+} // namespace dmaprobe

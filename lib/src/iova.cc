@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: MIT
+// IOVA space, linked piece by piece.
+#include <dmaprobe/iova.h>
+
+#include <cerrno>
+#include <utility>
+
+#include <linux/dmaprobe.h>
+
+#include "channel.h"
+
+namespace dmaprobe {
+
+namespace {
+
+std::unexpected<Error> ended(std::string_view op) {
+    return std::unexpected(Error{EBADF, op, "the IOVA space is gone"});
+}
+
+Result<void> unlink_range(const Channel& channel, std::uint32_t id, Size offset, Size length,
+                          Direction direction, std::uint64_t attrs) {
+    dmaprobe_iova_unlink arg{};
+    arg.id = id;
+    arg.dir = static_cast<std::uint32_t>(direction);
+    arg.offset = offset.value();
+    arg.length = length.value();
+    arg.attrs = attrs;
+    return channel.call(DMAPROBE_IOVA_UNLINK, "iova_unlink", arg);
+}
+
+} // namespace
+
+Result<IovaSpace> IovaSpace::alloc(const Session& session, Size length, std::uint32_t buffer_id,
+                                   Size buffer_offset) {
+    dmaprobe_iova_alloc arg{};
+    arg.buffer_id = buffer_id;
+    arg.buffer_offset = buffer_offset.value();
+    arg.length = length.value();
+    if (auto done = session.call(DMAPROBE_IOVA_ALLOC, "iova_alloc", arg); !done)
+        return std::unexpected(std::move(done.error()));
+    IovaSpace space;
+    space.channel_ = session.channel();
+    space.id_ = arg.id;
+    space.addr_ = Iova(arg.addr);
+    space.length_ = length;
+    return space;
+}
+
+Result<IovaSpace> IovaSpace::try_alloc(const Session& session, Size length) {
+    return alloc(session, length, 0, Size());
+}
+
+Result<IovaSpace> IovaSpace::try_alloc(const Session& session, Size length, const Buffer& first,
+                                       Size buffer_offset) {
+    if (first.id() == 0)
+        return std::unexpected(Error{EBADF, "iova_alloc", "the buffer is closed"});
+    return alloc(session, length, first.id(), buffer_offset);
+}
+
+IovaSpace::IovaSpace(IovaSpace&& other) noexcept
+    : channel_(std::move(other.channel_)), id_(std::exchange(other.id_, 0)), addr_(other.addr_),
+      length_(other.length_), links_(std::move(other.links_)) {}
+
+IovaSpace& IovaSpace::operator=(IovaSpace&& other) noexcept {
+    if (this != &other) {
+        release();
+        channel_ = std::move(other.channel_);
+        id_ = std::exchange(other.id_, 0);
+        addr_ = other.addr_;
+        length_ = other.length_;
+        links_ = std::move(other.links_);
+    }
+    return *this;
+}
+
+IovaSpace::~IovaSpace() {
+    release();
+}
+
+void IovaSpace::release() noexcept {
+    if (id_ == 0)
+        return;
+    for (const Link& link : links_)
+        (void)unlink_range(*channel_, id_, link.offset, link.length, link.direction, link.attrs);
+    (void)free();
+    end();
+}
+
+void IovaSpace::end() noexcept {
+    id_ = 0;
+    links_.clear();
+    channel_.reset();
+}
+
+Result<void> IovaSpace::link(const Buffer& buffer, Size buffer_offset, Size offset, Size length,
+                             Direction direction, std::uint64_t attrs) {
+    if (id_ == 0)
+        return ended("iova_link");
+    if (buffer.id() == 0)
+        return std::unexpected(Error{EBADF, "iova_link", "the buffer is closed"});
+    if (buffer.channel() != channel_)
+        return std::unexpected(Error{ENOENT, "iova_link", "the buffer is another session's"});
+    dmaprobe_iova_link arg{};
+    arg.id = id_;
+    arg.buffer_id = buffer.id();
+    arg.dir = static_cast<std::uint32_t>(direction);
+    arg.buffer_offset = buffer_offset.value();
+    arg.offset = offset.value();
+    arg.length = length.value();
+    arg.attrs = attrs;
+    auto done = channel_->call(DMAPROBE_IOVA_LINK, "iova_link", arg);
+    if (done)
+        links_.push_back({offset, length, direction, attrs});
+    return done;
+}
+
+Result<void> IovaSpace::sync(Size offset, Size length) const {
+    if (id_ == 0)
+        return ended("iova_sync");
+    dmaprobe_iova_sync arg{};
+    arg.id = id_;
+    arg.offset = offset.value();
+    arg.length = length.value();
+    return channel_->call(DMAPROBE_IOVA_SYNC, "iova_sync", arg);
+}
+
+Result<void> IovaSpace::unlink(Size offset, Size length, Direction direction, std::uint64_t attrs) {
+    if (id_ == 0)
+        return ended("iova_unlink");
+    auto done = unlink_range(*channel_, id_, offset, length, direction, attrs);
+    if (done) {
+        // The module takes whole links only.
+        std::erase_if(links_, [=](const Link& link) {
+            return link.offset >= offset && link.offset < offset + length;
+        });
+    }
+    return done;
+}
+
+Result<void> IovaSpace::free() {
+    if (id_ == 0)
+        return {};
+    dmaprobe_iova_free arg{};
+    arg.id = id_;
+    auto done = channel_->call(DMAPROBE_IOVA_FREE, "iova_free", arg);
+    if (done || is_gone(done.error()))
+        end();
+    return done;
+}
+
+Result<void> IovaSpace::destroy(Size mapped_len, Direction direction, std::uint64_t attrs) {
+    if (id_ == 0)
+        return {};
+    dmaprobe_iova_destroy arg{};
+    arg.id = id_;
+    arg.dir = static_cast<std::uint32_t>(direction);
+    arg.mapped_len = mapped_len.value();
+    arg.attrs = attrs;
+    auto done = channel_->call(DMAPROBE_IOVA_DESTROY, "iova_destroy", arg);
+    if (done || is_gone(done.error()))
+        end();
+    return done;
+}
+
+Result<IovaState> IovaSpace::state() const {
+    if (id_ == 0)
+        return ended("iova_state");
+    dmaprobe_iova_state arg{};
+    arg.id = id_;
+    if (auto done = channel_->call(DMAPROBE_IOVA_STATE, "iova_state", arg); !done)
+        return std::unexpected(std::move(done.error()));
+    return IovaState{arg.use != 0,     Iova(arg.addr), Size(arg.length),
+                     Size(arg.linked), arg.nr_links,   arg.bounced != 0};
+}
+
+} // namespace dmaprobe

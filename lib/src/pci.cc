@@ -1,0 +1,498 @@
+// SPDX-License-Identifier: MIT
+// PCI devices as sysfs shows them, and moving them between drivers.
+#include <dmaprobe/pci.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <filesystem>
+#include <format>
+#include <set>
+#include <string_view>
+#include <system_error>
+#include <utility>
+
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include <dmaprobe/engine.h>
+
+#include "file.h"
+
+namespace dmaprobe {
+
+namespace {
+
+constexpr std::string_view our_driver = "dmaprobe";
+
+std::string device_dir(const SystemPaths& paths, const Bdf& bdf) {
+    return paths.sysfs + "/bus/pci/devices/" + bdf.to_string();
+}
+
+std::string driver_dir(const SystemPaths& paths, std::string_view driver) {
+    return std::format("{}/bus/pci/drivers/{}", paths.sysfs, driver);
+}
+
+std::unexpected<Error> no_device(std::string_view op, const Bdf& bdf) {
+    return std::unexpected(
+        Error{ENODEV, op, std::format("there is no PCI device {}", bdf.to_string())});
+}
+
+std::string join(const std::vector<std::string>& parts, std::string_view between) {
+    std::string text;
+    for (const auto& part : parts)
+        text.append(text.empty() ? "" : between).append(part);
+    return text;
+}
+
+/// driver_override as text; sysfs says "(null)" when there is none.
+std::string read_override(const std::string& dir) {
+    auto text = file::read_line(dir + "/driver_override").value_or("");
+    return text == "(null)" ? "" : text;
+}
+
+std::uint32_t class_of(const std::string& dir) {
+    return static_cast<std::uint32_t>(file::read_number(dir + "/class").value_or(0));
+}
+
+/// The IOMMU's driver. Intel's and AMD's leave a group of attributes under their name; the others
+/// are devices with a driver of their own.
+std::string iommu_driver_of(const std::string& iommu_dir) {
+    for (const char* name : {"intel-iommu", "amd-iommu"}) {
+        if (file::exists(iommu_dir + "/" + name))
+            return name;
+    }
+    return file::link_name(iommu_dir + "/device/driver");
+}
+
+} // namespace
+
+PciBus::PciBus(SystemPaths paths) : paths_(std::move(paths)) {}
+
+Result<PciDevice> PciBus::device(const Bdf& bdf) const {
+    const std::string dir = device_dir(paths_, bdf);
+    const auto vendor = file::read_number(dir + "/vendor");
+    const auto id = file::read_number(dir + "/device");
+    if (!vendor || !id)
+        return no_device("pci", bdf);
+
+    PciDevice device;
+    device.bdf = bdf;
+    device.vendor = static_cast<std::uint16_t>(*vendor);
+    device.device = static_cast<std::uint16_t>(*id);
+    device.class_code = class_of(dir);
+    device.driver = file::link_name(dir + "/driver");
+    device.driver_override = read_override(dir);
+    device.iommu = file::link_name(dir + "/iommu");
+    if (!device.iommu.empty())
+        device.iommu_driver = iommu_driver_of(dir + "/iommu");
+    if (const EngineTraits* engine = Engine::find(device.vendor, device.device))
+        device.engine = engine->name;
+
+    if (const auto group = file::link_name(dir + "/iommu_group"); !group.empty()) {
+        const std::string group_dir = paths_.sysfs + "/kernel/iommu_groups/" + group;
+        device.group = static_cast<std::uint32_t>(std::strtoul(group.c_str(), nullptr, 10));
+        device.group_type = file::read_line(group_dir + "/type").value_or("");
+        for (const auto& name : file::names(group_dir + "/devices")) {
+            const auto member = Bdf::parse(name);
+            if (!member || *member == bdf)
+                continue;
+            const std::string member_dir = device_dir(paths_, *member);
+            device.group_members.push_back({*member, file::link_name(member_dir + "/driver"),
+                                            (class_of(member_dir) >> 16) == 0x06});
+        }
+    }
+    return device;
+}
+
+Result<std::vector<PciDevice>> PciBus::devices() const {
+    const std::string dir = paths_.sysfs + "/bus/pci/devices";
+    if (!file::exists(dir))
+        return std::unexpected(
+            Error{ENOENT, "pci", std::format("{} does not exist: no PCI, or no sysfs", dir)});
+    std::vector<PciDevice> list;
+    for (const auto& name : file::names(dir)) {
+        const auto bdf = Bdf::parse(name);
+        if (!bdf)
+            continue;
+        if (auto found = device(*bdf))
+            list.push_back(std::move(*found));
+    }
+    std::ranges::sort(list, {}, &PciDevice::bdf);
+    return list;
+}
+
+bool PciBus::module_loaded() const {
+    return file::exists(driver_dir(paths_, our_driver));
+}
+
+Result<std::vector<Bdf>> PciBus::bound() const {
+    std::vector<Bdf> list;
+    for (const auto& name : file::names(driver_dir(paths_, our_driver))) {
+        if (const auto bdf = Bdf::parse(name))
+            list.push_back(*bdf);
+    }
+    std::ranges::sort(list);
+    return list;
+}
+
+// ---- what hangs on a device ----
+
+namespace {
+
+struct Mount {
+    std::string dev; // "8:1"
+    std::string target;
+    std::string source;
+};
+
+/// proc writes space, tab, newline and backslash as three octal digits.
+std::string unescape(std::string_view text) {
+    std::string plain;
+    for (std::size_t i = 0; i < text.size(); ++i) {
+        const auto octal = [&](std::size_t at) { return text[at] >= '0' && text[at] <= '7'; };
+        if (text[i] == '\\' && i + 3 < text.size() && octal(i + 1) && octal(i + 2) &&
+            octal(i + 3)) {
+            plain.push_back(static_cast<char>((text[i + 1] - '0') * 64 + (text[i + 2] - '0') * 8 +
+                                              (text[i + 3] - '0')));
+            i += 3;
+        } else {
+            plain.push_back(text[i]);
+        }
+    }
+    return plain;
+}
+
+std::vector<std::string_view> split(std::string_view text, char between) {
+    std::vector<std::string_view> parts;
+    while (!text.empty()) {
+        const auto end = std::min(text.find(between), text.size());
+        if (end != 0)
+            parts.push_back(text.substr(0, end));
+        text.remove_prefix(std::min(end + 1, text.size()));
+    }
+    return parts;
+}
+
+/// proc_pid_mountinfo(5): id, parent, device, root, target, options, ..., "-", type, source, ...
+std::vector<Mount> read_mounts(const std::string& procfs) {
+    std::vector<Mount> mounts;
+    const auto text = file::read(procfs + "/self/mountinfo");
+    if (!text)
+        return mounts;
+    for (const auto line : split(*text, '\n')) {
+        const auto fields = split(line, ' ');
+        const auto dash = std::ranges::find(fields, "-");
+        if (fields.size() < 6 || fields.end() - dash < 3)
+            continue;
+        mounts.push_back({std::string(fields[2]), unescape(fields[4]), unescape(dash[2])});
+    }
+    return mounts;
+}
+
+/// Names of the block devices that are swapped to; swap files are not of interest.
+std::vector<std::string> read_swaps(const std::string& procfs) {
+    std::vector<std::string> swaps;
+    const auto text = file::read(procfs + "/swaps");
+    if (!text)
+        return swaps;
+    for (const auto line : split(*text, '\n')) {
+        if (line.starts_with("/dev/"))
+            swaps.emplace_back(split(line, ' ').front().substr(5));
+    }
+    return swaps;
+}
+
+/// Collects what a device's driver offers and what is in use of it.
+class UsageFinder {
+public:
+    UsageFinder(const SystemPaths& paths, Usage& usage)
+        : paths_(paths), usage_(usage), mounts_(read_mounts(paths.procfs)),
+          swaps_(read_swaps(paths.procfs)) {}
+
+    /// Look at every class device below the function's directory.
+    void walk(const std::string& dir) {
+        namespace fs = std::filesystem;
+        std::error_code error;
+        const fs::path start = fs::canonical(dir, error);
+        if (error)
+            return;
+        fs::recursive_directory_iterator at(start, fs::directory_options::skip_permission_denied,
+                                            error);
+        while (!error && at != fs::recursive_directory_iterator()) {
+            std::error_code ignored;
+            if (at->is_directory(ignored) && !at->is_symlink(ignored)) {
+                if (at.depth() > 10)
+                    at.disable_recursion_pending();
+                visit(at->path().string(), at->path().filename().string());
+            }
+            at.increment(error);
+        }
+    }
+
+private:
+    void visit(const std::string& dir, const std::string& name) {
+        const std::string subsystem = file::link_name(dir + "/subsystem");
+        if (subsystem == "net") {
+            constexpr unsigned long up = 1; // IFF_UP
+            const bool is_up = (file::read_number(dir + "/flags").value_or(0) & up) != 0;
+            const auto text = std::format("network interface {} ({})", name, is_up ? "up" : "down");
+            (is_up ? usage_.losses : usage_.offers).push_back(text);
+        } else if (subsystem == "block") {
+            // With NVMe multipath, what is mounted is not the path below the controller
+            // (nvme0c1n2) but the head of all paths (nvme0n2).
+            const auto path_mark = name.find('c', 4);
+            if (name.starts_with("nvme") && path_mark != std::string::npos &&
+                name.find('n', path_mark) != std::string::npos) {
+                block(name.substr(0, path_mark) + name.substr(name.find('n', path_mark)), true);
+            } else {
+                block(name, !file::exists(dir + "/partition"));
+            }
+        } else if (!subsystem.empty() && file::exists(dir + "/dev") && subsystem != "vfio-dev" &&
+                   subsystem != our_driver) {
+            usage_.offers.push_back(std::format("{} {}", subsystem, name));
+        }
+    }
+
+    /// A whole disk or a partition. Disks are offered even when nothing uses them.
+    void block(const std::string& name, bool disk) {
+        if (!seen_.insert(name).second)
+            return;
+        const auto uses = uses_of(name, 0);
+        if (!uses.empty())
+            usage_.losses.push_back(std::format("{} {}", name, join(uses, ", ")));
+        else if (disk)
+            usage_.offers.push_back("disk " + name);
+        // The head of NVMe's paths lies elsewhere, with its partitions.
+        const std::string dir = paths_.sysfs + "/class/block/" + name;
+        for (const auto& part : file::names(dir)) {
+            if (disk && part.starts_with(name) && file::exists(dir + "/" + part + "/partition"))
+                block(part, false);
+        }
+    }
+
+    std::vector<std::string> uses_of(const std::string& name, int depth) const {
+        std::vector<std::string> uses;
+        const std::string dir = paths_.sysfs + "/class/block/" + name;
+        const auto dev = file::read_line(dir + "/dev");
+        for (const Mount& mount : mounts_) {
+            const bool is_it = (dev && mount.dev == *dev) || mount.source == "/dev/" + name;
+            const std::string text = "mounted on " + mount.target;
+            if (is_it && std::ranges::find(uses, text) == uses.end())
+                uses.push_back(text);
+        }
+        if (std::ranges::find(swaps_, name) != swaps_.end())
+            uses.emplace_back("used for swap");
+        for (const auto& holder : file::names(dir + "/holders")) {
+            std::string text = "part of " + holder;
+            if (depth < 4) {
+                if (const auto above = uses_of(holder, depth + 1); !above.empty())
+                    text += " (" + join(above, ", ") + ")";
+            }
+            uses.push_back(text);
+        }
+        return uses;
+    }
+
+    const SystemPaths& paths_;
+    Usage& usage_;
+    std::vector<Mount> mounts_;
+    std::vector<std::string> swaps_;
+    std::set<std::string> seen_;
+};
+
+} // namespace
+
+Result<Usage> PciBus::usage(const Bdf& bdf) const {
+    const std::string dir = device_dir(paths_, bdf);
+    if (!file::exists(dir))
+        return no_device("pci", bdf);
+    Usage usage;
+    usage.driver = file::link_name(dir + "/driver");
+    UsageFinder(paths_, usage).walk(dir);
+    std::ranges::sort(usage.offers);
+    std::ranges::sort(usage.losses);
+    return usage;
+}
+
+// ---- bind and unbind ----
+
+namespace {
+
+/// What bind() remembers of a device, in a file of its own.
+struct Remembered {
+    std::string driver;
+    std::string driver_override;
+};
+
+std::string state_file(const SystemPaths& paths, const Bdf& bdf) {
+    return paths.state_dir + "/" + bdf.to_string();
+}
+
+Result<void> remember(const SystemPaths& paths, const Bdf& bdf, const Remembered& what) {
+    return file::replace(state_file(paths, bdf), std::format("driver={}\ndriver_override={}\n",
+                                                             what.driver, what.driver_override));
+}
+
+std::optional<Remembered> recall(const SystemPaths& paths, const Bdf& bdf) {
+    const auto text = file::read(state_file(paths, bdf));
+    if (!text)
+        return std::nullopt;
+    Remembered what;
+    for (auto line : split(*text, '\n')) {
+        const auto equals = line.find('=');
+        if (equals == std::string_view::npos)
+            continue;
+        const auto key = line.substr(0, equals);
+        if (key == "driver")
+            what.driver = line.substr(equals + 1);
+        else if (key == "driver_override")
+            what.driver_override = line.substr(equals + 1);
+    }
+    return what;
+}
+
+void forget(const SystemPaths& paths, const Bdf& bdf) {
+    ::unlink(state_file(paths, bdf).c_str());
+}
+
+/// Reserve the device for a driver; an empty name clears that.
+Result<void> set_override(const std::string& dir, std::string_view driver) {
+    return file::write(dir + "/driver_override", std::format("{}\n", driver));
+}
+
+/// Let a driver have the device again: by name, or as the kernel chooses when that fails.
+void give_to(const SystemPaths& paths, const Bdf& bdf, const std::string& driver) {
+    if (file::write(driver_dir(paths, driver) + "/bind", bdf.to_string()))
+        return;
+    (void)file::write(paths.sysfs + "/bus/pci/drivers_probe", bdf.to_string());
+}
+
+std::unexpected<Error> failed(std::string_view op, const Error& error, std::string_view what) {
+    if (error.code == EACCES || error.code == EPERM)
+        return std::unexpected(
+            Error{EACCES, op, std::format("no permission to {}: it needs root", what)});
+    return std::unexpected(
+        Error{error.code, op, std::format("could not {}: {}", what, error.message())});
+}
+
+} // namespace
+
+Result<BindReport> PciBus::bind(const Bdf& bdf, bool force) const {
+    const std::string name = bdf.to_string();
+    const std::string dir = device_dir(paths_, bdf);
+    const auto found = device(bdf);
+    if (!found)
+        return no_device("bind", bdf);
+    if (found->is_bridge())
+        return std::unexpected(
+            Error{EPERM, "bind",
+                  std::format("{} is a bridge; taking it would cut off what is behind it", name)});
+    if (found->driver == our_driver)
+        return BindReport{.already_bound = true, .previous_driver = {}};
+    if (::access((dir + "/driver_override").c_str(), W_OK) != 0)
+        return failed("bind", Error{errno, "access", dir + "/driver_override"},
+                      "write driver_override");
+    if (!found->group)
+        return std::unexpected(Error{
+            EOPNOTSUPP, "bind",
+            std::format("{} has no IOMMU group: the machine has no IOMMU for it, or it is off "
+                        "(firmware setting; intel_iommu=on, amd_iommu=on)",
+                        name)});
+    if (!force) {
+        if (!found->driver.empty()) {
+            const auto hangs = usage(bdf);
+            std::string lost = "sysfs shows nothing that would be lost with it";
+            if (hangs && !hangs->losses.empty())
+                lost = "this would be lost: " + join(hangs->losses, "; ");
+            else if (hangs && !hangs->offers.empty())
+                lost = "this would go away: " + join(hangs->offers, "; ");
+            return std::unexpected(
+                Error{EBUSY, "bind",
+                      std::format("{} is in use by driver {}; {}", name, found->driver, lost)});
+        }
+        std::vector<std::string> others;
+        bool busy = false;
+        for (const auto& member : found->group_members) {
+            if (member.bridge)
+                continue;
+            busy = busy || (!member.driver.empty() && member.driver != our_driver);
+            others.push_back(std::format("{} ({})", member.bdf.to_string(),
+                                         member.driver.empty() ? "no driver" : member.driver));
+        }
+        if (busy)
+            return std::unexpected(Error{
+                EBUSY, "bind",
+                std::format("{} shares IOMMU group {}, and with it all DMA addresses, with {}",
+                            name, *found->group, join(others, ", "))});
+    }
+    if (!module_loaded())
+        return std::unexpected(Error{ENOENT, "bind", "the dmaprobe module is not loaded"});
+
+    const Remembered before{found->driver, found->driver_override};
+    if (auto done = remember(paths_, bdf, before); !done)
+        return failed("bind", done.error(), "remember the previous driver");
+    if (auto done = set_override(dir, our_driver); !done) {
+        forget(paths_, bdf);
+        return failed("bind", done.error(), "set driver_override");
+    }
+    const auto undo = [&] {
+        (void)set_override(dir, before.driver_override);
+        if (!before.driver.empty() && file::link_name(dir + "/driver").empty())
+            give_to(paths_, bdf, before.driver);
+        forget(paths_, bdf);
+    };
+    if (!before.driver.empty()) {
+        if (auto done = file::write(driver_dir(paths_, before.driver) + "/unbind", name); !done) {
+            undo();
+            return failed("bind", done.error(), "unbind " + before.driver);
+        }
+    }
+    const auto probed = file::write(paths_.sysfs + "/bus/pci/drivers_probe", name);
+    if (file::link_name(dir + "/driver") != our_driver) {
+        undo();
+        return std::unexpected(
+            Error{EIO, "bind",
+                  std::format("driver dmaprobe did not take {} ({}); the kernel log says why", name,
+                              probed ? "its probe failed" : errno_name(probed.error().code))});
+    }
+    return BindReport{.already_bound = false, .previous_driver = before.driver};
+}
+
+Result<UnbindReport> PciBus::unbind(const Bdf& bdf) const {
+    const std::string name = bdf.to_string();
+    const std::string dir = device_dir(paths_, bdf);
+    if (!file::exists(dir))
+        return no_device("unbind", bdf);
+    const std::string driver = file::link_name(dir + "/driver");
+    if (driver != our_driver)
+        return std::unexpected(
+            Error{ENXIO, "unbind",
+                  std::format("{} is not bound to dmaprobe ({})", name,
+                              driver.empty() ? "it has no driver" : "its driver is " + driver)});
+
+    if (auto done = file::write(driver_dir(paths_, our_driver) + "/unbind", name); !done)
+        return failed("unbind", done.error(), "unbind dmaprobe");
+
+    // Bound by hand, nothing is remembered: the kernel then chooses the driver.
+    const auto before = recall(paths_, bdf);
+    std::string other = before ? before->driver_override : read_override(dir);
+    if (other == our_driver)
+        other.clear();
+    if (auto done = set_override(dir, other); !done)
+        return failed("unbind", done.error(), "restore driver_override");
+    if (!before)
+        (void)file::write(paths_.sysfs + "/bus/pci/drivers_probe", name);
+    else if (!before->driver.empty())
+        give_to(paths_, bdf, before->driver);
+    forget(paths_, bdf);
+
+    UnbindReport report;
+    report.driver = file::link_name(dir + "/driver");
+    if (before && report.driver != before->driver)
+        report.refused_by = before->driver;
+    return report;
+}
+
+} // namespace dmaprobe

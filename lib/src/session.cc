@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: MIT
+// The session, and the place where commands leave for the module.
+#include <dmaprobe/session.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <format>
+#include <span>
+#include <utility>
+
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <linux/dmaprobe.h>
+
+#include "channel.h"
+#include "file.h"
+
+namespace dmaprobe {
+
+Channel::~Channel() {
+    if (fd_ >= 0)
+        ::close(fd_);
+}
+
+Result<void> Channel::close() {
+    if (fd_ < 0)
+        return {};
+    // Linux closes the file also when close() reports an error, so it is never repeated.
+    if (::close(std::exchange(fd_, -1)) != 0)
+        return std::unexpected(Error{errno, "close", path_});
+    return {};
+}
+
+Result<void> Channel::call(unsigned long request, std::string_view op, void* arg) const {
+    if (fd_ < 0)
+        return std::unexpected(Error{EBADF, op, "the session is closed"});
+    if (::ioctl(fd_, request, arg) < 0)
+        return std::unexpected(Error{errno, op, {}});
+    return {};
+}
+
+namespace {
+
+constexpr std::string_view node_dir = "/dev/dmaprobe/";
+
+/// What to say when a device's node cannot be opened.
+std::string explain_open(int code, const Bdf& bdf, const std::string& path) {
+    const std::string name = bdf.to_string();
+    switch (code) {
+    case ENOENT:
+    case ENXIO:
+        if (!file::exists("/sys/bus/pci/devices/" + name))
+            return std::format("there is no PCI device {}", name);
+        if (!file::exists("/sys/bus/pci/drivers/dmaprobe"))
+            return "the dmaprobe module is not loaded: modprobe dmaprobe";
+        return std::format("{} is not bound to dmaprobe: dmaprobe bind {}", name, name);
+    case EACCES:
+    case EPERM:
+        return std::format("no permission to open {}: it is root's", path);
+    case EBUSY:
+        return std::format("{} is in use by somebody else", path);
+    case ENODEV:
+        return std::format("{} is being unbound or unplugged", name);
+    default:
+        return path;
+    }
+}
+
+} // namespace
+
+Session::Session(std::shared_ptr<Channel> channel) noexcept : channel_(std::move(channel)) {}
+Session::Session(Session&&) noexcept = default;
+
+Session& Session::operator=(Session&& other) noexcept {
+    if (this != &other) {
+        if (channel_)
+            (void)channel_->close();
+        channel_ = std::move(other.channel_);
+    }
+    return *this;
+}
+
+Session::~Session() {
+    // The objects share the channel; the file is the session's to close.
+    if (channel_)
+        (void)channel_->close();
+}
+
+Result<Session> Session::open(const Bdf& bdf) {
+    return open_path(std::string(node_dir) + bdf.to_string());
+}
+
+Result<Session> Session::open(std::string_view bdf) {
+    auto parsed = Bdf::parse(bdf);
+    if (!parsed)
+        return std::unexpected(std::move(parsed.error()));
+    return open(*parsed);
+}
+
+Result<Session> Session::open_path(const std::string& path) {
+    const auto bdf = Bdf::parse(std::string_view(path).substr(path.rfind('/') + 1));
+    if (!bdf)
+        return std::unexpected(bdf.error());
+    const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
+    if (fd < 0) {
+        const int code = errno;
+        return std::unexpected(Error{code, "open", explain_open(code, *bdf, path)});
+    }
+    return Session(std::make_shared<Channel>(fd, *bdf, path));
+}
+
+Result<void> Session::close() {
+    return channel_ ? channel_->close() : Result<void>();
+}
+
+const Bdf& Session::bdf() const noexcept {
+    static constexpr Bdf none{};
+    return channel_ ? channel_->bdf() : none;
+}
+
+const std::string& Session::path() const noexcept {
+    static const std::string none;
+    return channel_ ? channel_->path() : none;
+}
+
+int Session::fd() const noexcept {
+    return channel_ ? channel_->fd() : -1;
+}
+
+Result<void> Session::call(unsigned long request, std::string_view op, void* arg) const {
+    if (!channel_)
+        return std::unexpected(Error{EBADF, op, "the session was moved away"});
+    return channel_->call(request, op, arg);
+}
+
+Result<Version> Session::version() const {
+    dmaprobe_version arg{};
+    if (auto done = call(DMAPROBE_VERSION, "version", arg); !done)
+        return std::unexpected(std::move(done.error()));
+    return Version{arg.abi_version, arg.nr_calls};
+}
+
+namespace {
+
+/// Text of an array that the kernel filled, NUL-terminated or not.
+template <std::size_t n>
+std::string text(const char (&array)[n]) {
+    return {array, std::find(array, array + n, '\0')};
+}
+
+} // namespace
+
+Result<std::vector<Call>> Session::calls() const {
+    const auto known = version();
+    if (!known)
+        return std::unexpected(known.error());
+    std::vector<Call> list;
+    for (std::uint32_t index = 0; index < known->nr_calls; ++index) {
+        dmaprobe_call arg{};
+        arg.index = index;
+        if (auto done = call(DMAPROBE_CALL, "call", arg); !done)
+            return std::unexpected(std::move(done.error()));
+        list.push_back({text(arg.name), static_cast<CallStatus>(arg.status), text(arg.detail)});
+    }
+    return list;
+}
+
+Result<Call> Session::find_call(std::string_view kernel_function) const {
+    auto list = calls();
+    if (!list)
+        return std::unexpected(std::move(list.error()));
+    const auto found = std::ranges::find(*list, kernel_function, &Call::name);
+    if (found == list->end())
+        return std::unexpected(
+            Error{ENOENT, "call", std::format("the module does not know {}", kernel_function)});
+    return std::move(*found);
+}
+
+Result<Limits> Session::limits() const {
+    dmaprobe_limits arg{};
+    if (auto done = call(DMAPROBE_LIMITS, "limits", arg); !done)
+        return std::unexpected(std::move(done.error()));
+    Limits limits;
+    limits.coherent = (arg.props & DMAPROBE_DEVICE_COHERENT) != 0;
+    limits.need_sync = (arg.props & DMAPROBE_DEVICE_NEED_SYNC) != 0;
+    limits.need_unmap = (arg.props & DMAPROBE_DEVICE_NEED_UNMAP) != 0;
+    limits.addressing_limited = (arg.props & DMAPROBE_DEVICE_ADDRESSING_LIMITED) != 0;
+    limits.iommu = (arg.props & DMAPROBE_DEVICE_IOMMU) != 0;
+    limits.max_segment_size = Size(arg.max_segment_size);
+    limits.dma_mask = arg.dma_mask;
+    limits.coherent_dma_mask = arg.coherent_dma_mask;
+    limits.required_mask = arg.required_mask;
+    limits.bus_dma_limit = arg.bus_dma_limit;
+    limits.max_mapping_size = Size(arg.max_mapping_size);
+    limits.opt_mapping_size = Size(arg.opt_mapping_size);
+    limits.merge_boundary = arg.merge_boundary;
+    limits.segment_boundary_mask = arg.segment_boundary_mask;
+    limits.min_align_mask = arg.min_align_mask;
+    return limits;
+}
+
+Result<Domain> Session::domain() const {
+    std::vector<dmaprobe_resv_region> room(16);
+    for (;;) {
+        dmaprobe_domain arg{};
+        arg.nr_regions = static_cast<std::uint32_t>(room.size());
+        arg.regions = reinterpret_cast<std::uintptr_t>(room.data());
+        if (auto done = call(DMAPROBE_DOMAIN, "domain", arg); !done)
+            return std::unexpected(std::move(done.error()));
+        // More of them than there was room for: once more, with enough.
+        if (arg.nr_regions > room.size()) {
+            room.resize(arg.nr_regions);
+            continue;
+        }
+
+        Domain domain;
+        domain.type = static_cast<DomainType>(arg.type);
+        domain.pgsize_bitmap = arg.pgsize_bitmap;
+        domain.aperture_start = Iova(arg.aperture_start);
+        domain.aperture_end = Iova(arg.aperture_end);
+        domain.iommu = text(arg.iommu);
+        domain.driver = text(arg.driver);
+        for (const auto& region : std::span(room).first(arg.nr_regions))
+            domain.regions.push_back(
+                {Iova(region.start), Size(region.length), static_cast<ReservedType>(region.type)});
+        return domain;
+    }
+}
+
+Result<void> Session::set_mask(std::uint64_t mask, Mask which) const {
+    dmaprobe_set_mask arg{};
+    arg.flags = static_cast<std::uint32_t>(which);
+    arg.mask = mask;
+    return call(DMAPROBE_SET_MASK, "set_mask", arg);
+}
+
+Result<void> Session::enable(bool on) const {
+    dmaprobe_enable arg{};
+    arg.enable = on ? 1 : 0;
+    return call(DMAPROBE_ENABLE, "enable", arg);
+}
+
+} // namespace dmaprobe

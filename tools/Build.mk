@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# The command-line tool.
+
+TOOL_SRCS := \
+	tools/bind.cc \
+	tools/demo.cc \
+	tools/info.cc \
+	tools/list.cc \
+	tools/main.cc \
+	tools/output.cc
+
+$(BUILD)/bin/dmaprobe: $(TOOL_SRCS:%.cc=$(BUILD)/obj/%.o) $(BUILD)/lib/libdmaprobe.a
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CXX) $(CXXFLAGS) $(LDFLAGS) -o $@ $^

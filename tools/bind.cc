@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// dmaprobe bind, dmaprobe unbind: take a device, and give it back.
+#include <cerrno>
+#include <cstring>
+#include <format>
+#include <optional>
+
+#include <fcntl.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "output.h"
+
+namespace tool {
+
+using dmaprobe::Bdf;
+using dmaprobe::Error;
+using dmaprobe::PciBus;
+
+namespace {
+
+/// Run "modprobe dmaprobe" and keep quiet. Gives why it did not work.
+std::optional<std::string> load_module() {
+    posix_spawn_file_actions_t actions;
+    posix_spawn_file_actions_init(&actions);
+    for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+        posix_spawn_file_actions_addopen(&actions, fd, "/dev/null", O_RDWR, 0);
+    char program[] = "modprobe";
+    char module[] = "dmaprobe";
+    char* const argv[] = {program, module, nullptr};
+    pid_t pid = 0;
+    const int error = posix_spawnp(&pid, program, &actions, nullptr, argv, environ);
+    posix_spawn_file_actions_destroy(&actions);
+    if (error != 0)
+        return std::format("modprobe could not be run: {}", std::strerror(error));
+    int status = 0;
+    while (::waitpid(pid, &status, 0) < 0) {
+        if (errno != EINTR)
+            return "modprobe got lost";
+    }
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
+        return std::nullopt;
+    return std::format("modprobe dmaprobe failed: is it installed for kernel {}?",
+                       kernel_release());
+}
+
+Failure bind_failure(const Error& error, const Bdf& bdf) {
+    Failure told = failure(error);
+    switch (error.code) {
+    case EOPNOTSUPP:
+        told.exit = exit_code::skipped;
+        break;
+    case EBUSY:
+        told.message +=
+            std::format("; to take it all the same: dmaprobe bind --force {}", bdf.to_string());
+        break;
+    case ENODEV:
+        told.message += " (dmaprobe list shows them)";
+        break;
+    default:
+        break;
+    }
+    return told;
+}
+
+} // namespace
+
+int run_bind(const Args& args) {
+    const auto bdf = Bdf::parse(args.bdf);
+    if (!bdf)
+        return fail(args, failure(bdf.error(), exit_code::usage));
+
+    const PciBus bus;
+    auto done = bus.bind(*bdf, args.force);
+    if (!done && done.error().code == ENOENT && !bus.module_loaded()) {
+        if (const auto why = load_module())
+            return fail(args, {exit_code::failed, "the dmaprobe module is not loaded, and " + *why,
+                               ENOENT});
+        done = bus.bind(*bdf, args.force);
+    }
+    if (!done)
+        return fail(args, bind_failure(done.error(), *bdf));
+
+    if (args.json) {
+        print_json({{"bdf", bdf->to_string()},
+                    {"driver", "dmaprobe"},
+                    {"previous_driver", or_null(done->previous_driver)},
+                    {"already_bound", done->already_bound}});
+        return exit_code::ok;
+    }
+    std::string text = bdf->to_string();
+    if (done->already_bound)
+        text += " was bound to dmaprobe before";
+    else if (done->previous_driver.empty())
+        text += " is bound to dmaprobe";
+    else
+        text += std::format(" is bound to dmaprobe, taken from {}; dmaprobe unbind gives it back",
+                            done->previous_driver);
+    print(text + "\n");
+    return exit_code::ok;
+}
+
+int run_unbind(const Args& args) {
+    const auto bdf = Bdf::parse(args.bdf);
+    if (!bdf)
+        return fail(args, failure(bdf.error(), exit_code::usage));
+    const auto done = PciBus().unbind(*bdf);
+    if (!done)
+        return fail(args, failure(done.error()));
+    if (!done->refused_by.empty())
+        return fail(args, {exit_code::failed,
+                           std::format("{} is unbound, but its driver {} did not take it back; the "
+                                       "kernel log says why",
+                                       bdf->to_string(), done->refused_by),
+                           EIO});
+    if (args.json)
+        print_json({{"bdf", bdf->to_string()}, {"driver", or_null(done->driver)}});
+    else if (done->driver.empty())
+        print(std::format("{} is unbound and has no driver, as before\n", bdf->to_string()));
+    else
+        print(std::format("{} is unbound and back with {}\n", bdf->to_string(), done->driver));
+    return exit_code::ok;
+}
+
+} // namespace tool

@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// dmaprobe info: what kernel, device and IOMMU offer. Its JSON obeys schema/info.schema.json.
+#include <algorithm>
+#include <bit>
+#include <format>
+
+#include <dmaprobe/device.h>
+#include <dmaprobe/engine.h>
+
+#include <linux/dmaprobe.h>
+
+#include "output.h"
+
+namespace tool {
+
+using dmaprobe::Call;
+using dmaprobe::CallStatus;
+using dmaprobe::DeviceAccess;
+using dmaprobe::Domain;
+using dmaprobe::DomainType;
+using dmaprobe::Engine;
+using dmaprobe::EngineTraits;
+using dmaprobe::Limits;
+using dmaprobe::PciDevice;
+using dmaprobe::Session;
+using dmaprobe::Size;
+
+namespace {
+
+/// Everything that was found out, before any of it is told.
+struct Info {
+    PciDevice device;
+    dmaprobe::Version version;
+    std::string route; // empty when the device could not be opened
+    std::string why;   // why this route, or why none
+    const EngineTraits* engine = nullptr;
+    std::string engine_error; // empty when the engine answered
+    Limits limits;
+    Domain domain;
+    std::vector<Call> calls;
+    std::string machine; // what makes it a virtual machine
+};
+
+std::expected<Info, Failure> gather(const Args& args) {
+    const auto bdf = pick_device(args);
+    if (!bdf)
+        return std::unexpected(bdf.error());
+    const auto session = Session::open(*bdf);
+    if (!session)
+        return std::unexpected(failure(session.error()));
+
+    Info info;
+    auto device = dmaprobe::PciBus().device(*bdf);
+    if (!device)
+        return std::unexpected(failure(device.error()));
+    info.device = std::move(*device);
+    const auto version = session->version();
+    if (!version)
+        return std::unexpected(failure(version.error()));
+    info.version = *version;
+    const auto limits = session->limits();
+    if (!limits)
+        return std::unexpected(failure(limits.error()));
+    info.limits = *limits;
+    auto domain = session->domain();
+    if (!domain)
+        return std::unexpected(failure(domain.error()));
+    info.domain = std::move(*domain);
+    auto calls = session->calls();
+    if (!calls)
+        return std::unexpected(failure(calls.error()));
+    info.calls = std::move(*calls);
+    info.machine = virtual_machine();
+
+    // Somebody else may have the device open; all the rest is worth telling then too.
+    info.engine = Engine::find(info.device.vendor, info.device.device);
+    const auto access = DeviceAccess::open(*session);
+    if (access) {
+        info.route = to_string(access->route());
+        info.why = access->why();
+        if (info.engine != nullptr) {
+            if (const auto engine = Engine::probe(*session, *access); !engine)
+                info.engine_error = failure(engine.error()).message;
+        }
+    } else {
+        info.why = failure(access.error()).message;
+        info.engine_error = "the device cannot be reached";
+    }
+    return info;
+}
+
+std::vector<Size> page_sizes(const Domain& domain) {
+    std::vector<Size> sizes;
+    for (std::uint64_t left = domain.pgsize_bitmap; left != 0; left &= left - 1)
+        sizes.emplace_back(std::uint64_t{1} << std::countr_zero(left));
+    return sizes;
+}
+
+Json engine_json(const Info& info) {
+    if (info.engine == nullptr)
+        return {};
+    const EngineTraits& engine = *info.engine;
+    return {{"name", engine.name},
+            {"description", engine.description},
+            {"ready", info.engine_error.empty()},
+            {"error", or_null(info.engine_error)},
+            {"emulated", engine.emulated},
+            {"sees_faults", engine.sees_faults},
+            {"dma_mask", hex(engine.dma_mask)},
+            {"max_transfer", engine.max_transfer.value()},
+            {"alignment", engine.alignment},
+            {"device_memory", engine.device_memory.value()}};
+}
+
+Json limits_json(const Limits& limits) {
+    return {{"coherent", limits.coherent},
+            {"need_sync", limits.need_sync},
+            {"need_unmap", limits.need_unmap},
+            {"addressing_limited", limits.addressing_limited},
+            {"iommu", limits.iommu},
+            {"dma_mask", hex(limits.dma_mask)},
+            {"coherent_dma_mask", hex(limits.coherent_dma_mask)},
+            {"required_mask", hex(limits.required_mask)},
+            {"bus_dma_limit", limits.bus_dma_limit ? Json(hex(limits.bus_dma_limit)) : Json()},
+            {"max_segment_size", size_json(limits.max_segment_size)},
+            {"max_mapping_size", size_json(limits.max_mapping_size)},
+            {"opt_mapping_size", size_json(limits.opt_mapping_size)},
+            {"merge_boundary", hex(limits.merge_boundary)},
+            {"segment_boundary_mask", hex(limits.segment_boundary_mask)},
+            {"min_align_mask", hex(limits.min_align_mask)}};
+}
+
+Json domain_json(const Domain& domain) {
+    Json sizes = Json::array();
+    for (const Size size : page_sizes(domain))
+        sizes.push_back(size.value());
+    Json reserved = Json::array();
+    for (const auto& region : domain.regions) {
+        reserved.push_back({{"start", hex(region.start.value())},
+                            {"length", region.length.value()},
+                            {"type", to_string(region.type)}});
+    }
+    Json aperture;
+    if (domain.type != DomainType::none)
+        aperture = {{"start", hex(domain.aperture_start.value())},
+                    {"end", hex(domain.aperture_end.value())}};
+    return {{"type", to_string(domain.type)},
+            {"granule", domain.granule().value()},
+            {"page_sizes", sizes},
+            {"aperture", aperture},
+            {"iommu", or_null(domain.iommu)},
+            {"driver", or_null(domain.driver)},
+            {"reserved", reserved}};
+}
+
+Json to_json(const Info& info) {
+    Json calls = Json::array();
+    for (const Call& call : info.calls) {
+        calls.push_back(
+            {{"name", call.name}, {"status", to_string(call.status)}, {"detail", call.detail}});
+    }
+    return {{"device", device_json(info.device)},
+            {"kernel", kernel_release()},
+            {"virtual_machine", or_null(info.machine)},
+            {"abi", {{"module", info.version.abi}, {"tool", DMAPROBE_ABI_VERSION}}},
+            {"access", {{"route", or_null(info.route)}, {"why", info.why}}},
+            {"engine", engine_json(info)},
+            {"limits", limits_json(info.limits)},
+            {"domain", domain_json(info.domain)},
+            {"calls", calls}};
+}
+
+void line(std::string_view what, std::string_view value) {
+    print(std::format("  {:<18} {}\n", what, value));
+}
+
+std::string yes_no(bool value) {
+    return value ? "yes" : "no";
+}
+
+void tell_engine(const Info& info) {
+    print("\nEngine\n");
+    if (info.engine == nullptr) {
+        line("name", "none can drive this device");
+        return;
+    }
+    const EngineTraits& engine = *info.engine;
+    line("name", std::format("{}: {}{}", engine.name, engine.description,
+                             engine.emulated ? " (emulated)" : ""));
+    line("ready", info.engine_error.empty() ? "yes" : "no: " + info.engine_error);
+    line("DMA mask",
+         std::format("{:#x} ({} bits)", engine.dma_mask, std::bit_width(engine.dma_mask)));
+    line("one transfer", std::format("up to {}, in steps of {}", size_text(engine.max_transfer),
+                                     size_text(Size(engine.alignment))));
+    line("own memory", size_text(engine.device_memory));
+    line("sees faults", yes_no(engine.sees_faults));
+}
+
+void tell_limits(const Limits& limits) {
+    print("\nLimits, as the DMA API tells them\n");
+    line("streaming mask", hex(limits.dma_mask));
+    line("coherent mask", hex(limits.coherent_dma_mask));
+    line("required mask", hex(limits.required_mask));
+    line("bus limit", limits.bus_dma_limit ? hex(limits.bus_dma_limit) : "none");
+    line("largest mapping", size_text(limits.max_mapping_size));
+    line("optimal mapping", size_text(limits.opt_mapping_size));
+    line("largest segment", size_text(limits.max_segment_size));
+    line("segment boundary", hex(limits.segment_boundary_mask));
+    line("merge boundary",
+         limits.merge_boundary ? hex(limits.merge_boundary) : "0: DMA segments cannot be merged");
+    line("alignment mask", hex(limits.min_align_mask));
+    line("coherent", yes_no(limits.coherent));
+    line("needs sync", yes_no(limits.need_sync));
+    line("needs unmap", yes_no(limits.need_unmap));
+    line("addressing limited", yes_no(limits.addressing_limited));
+    line("IOMMU translates", yes_no(limits.iommu));
+}
+
+void tell_domain(const Info& info) {
+    const Domain& domain = info.domain;
+    print("\nIOMMU domain\n");
+    std::string_view meaning;
+    switch (domain.type) {
+    case DomainType::none:
+        meaning = " (no IOMMU)";
+        break;
+    case DomainType::identity:
+        meaning = " (addresses pass through)";
+        break;
+    case DomainType::dma:
+        meaning = " (strict: translations are dropped at once)";
+        break;
+    case DomainType::dma_fq:
+        meaning = " (lazy: translations may be dropped later)";
+        break;
+    case DomainType::other:
+        break;
+    }
+    line("type", std::format("{}{}", to_string(domain.type), meaning));
+    if (domain.type == DomainType::none)
+        return;
+    line("IOMMU", std::format("{} ({}){}", domain.iommu, domain.driver,
+                              info.machine.empty()
+                                  ? ""
+                                  : std::format("; emulated, this is a virtual machine ({})",
+                                                info.machine)));
+    std::string sizes;
+    for (const Size size : page_sizes(domain))
+        sizes += (sizes.empty() ? "" : ", ") + size_text(size);
+    line("page sizes", sizes.empty() ? "none" : sizes);
+    line("aperture",
+         std::format("{:#x} - {:#x}", domain.aperture_start.value(), domain.aperture_end.value()));
+    for (const auto& region : domain.regions) {
+        line("reserved",
+             std::format("{:#x} - {:#x}  {}", region.start.value(),
+                         region.start.value() + region.length.value() - 1, to_string(region.type)));
+    }
+}
+
+void tell_calls(const std::vector<Call>& calls) {
+    std::size_t width = 0;
+    for (const Call& call : calls)
+        width = std::max(width, call.name.size());
+    struct Section {
+        CallStatus status;
+        std::string_view title;
+    };
+    for (const auto& [status, title] :
+         {Section{CallStatus::offered, "Calls of the kernel that can be driven"},
+          Section{CallStatus::missing, "Calls that this kernel lacks"},
+          Section{CallStatus::gone, "Calls of older kernels that are gone"}}) {
+        if (std::ranges::find(calls, status, &Call::status) == calls.end())
+            continue;
+        print(std::format("\n{}\n", title));
+        for (const Call& call : calls) {
+            if (call.status == status)
+                print(std::format("  {:<{}} {}\n", call.name, width, call.detail));
+        }
+    }
+}
+
+void tell(const Info& info) {
+    const PciDevice& device = info.device;
+    print(std::format("Device {}\n", device.bdf.to_string()));
+    line("id", std::format("{:04x}:{:04x}, class {:06x}", device.vendor, device.device,
+                           device.class_code));
+    line("kernel", kernel_release());
+    line("ABI", std::format("module {}, tool {}", info.version.abi, DMAPROBE_ABI_VERSION));
+    line("BARs through",
+         std::format("{}: {}", info.route.empty() ? "nothing" : info.route, info.why));
+    if (device.group) {
+        std::string members;
+        for (const auto& member : device.group_members)
+            members += (members.empty() ? "; shared with " : ", ") + member.bdf.to_string();
+        line("IOMMU group", std::format("{}{}", *device.group, members));
+    }
+    tell_engine(info);
+    tell_limits(info.limits);
+    tell_domain(info);
+    tell_calls(info.calls);
+}
+
+} // namespace
+
+int run_info(const Args& args) {
+    const auto info = gather(args);
+    if (!info)
+        return fail(args, info.error());
+    if (args.json)
+        print_json(to_json(*info));
+    else
+        tell(*info);
+    return exit_code::ok;
+}
+
+} // namespace tool

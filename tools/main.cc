@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// The dmaprobe command: reads the command line and hands over to a verb.
+#include <algorithm>
+#include <array>
+#include <exception>
+#include <format>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+
+#include <linux/dmaprobe.h>
+
+#include "output.h"
+
+#ifndef DMAPROBE_VERSION_STRING
+#error "the build must define DMAPROBE_VERSION_STRING"
+#endif
+
+namespace tool {
+
+namespace {
+
+/// A new verb is a line here and a file beside this one.
+constexpr std::array verbs{
+    Verb{"list", "list PCI devices, their drivers, IOMMU groups and engines", Verb::Bdf::none,
+         false, run_list},
+    Verb{"bind", "take a device for dmaprobe", Verb::Bdf::required, true, run_bind},
+    Verb{"unbind", "give a device back to the driver it had", Verb::Bdf::required, false,
+         run_unbind},
+    Verb{"info", "tell what kernel, device and IOMMU offer", Verb::Bdf::optional, false, run_info},
+    Verb{"demo", "map, link, DMA, unlink, destroy and fault, step by step", Verb::Bdf::optional,
+         false, run_demo},
+};
+
+int usage(const Args& args, std::string message) {
+    return fail(args, {exit_code::usage, std::move(message), 0});
+}
+
+std::string verb_names() {
+    std::string names;
+    for (const Verb& verb : verbs)
+        names.append(names.empty() ? "" : ", ").append(verb.name);
+    return names;
+}
+
+int run_version(const Args& args) {
+    if (args.json)
+        print_json({{"version", DMAPROBE_VERSION_STRING}, {"abi_version", DMAPROBE_ABI_VERSION}});
+    else
+        print(std::format("dmaprobe {} (ABI {})\n", DMAPROBE_VERSION_STRING, DMAPROBE_ABI_VERSION));
+    return exit_code::ok;
+}
+
+int run(int argc, char** argv) {
+    const std::vector<std::string_view> words(argv + std::min(argc, 1), argv + argc);
+    Args args;
+    // Needed before the command line is known to be right: its errors are told as JSON too.
+    args.json = std::ranges::find(words, "--json") != words.end();
+
+    CLI::App app("Drive the Linux kernel's DMA-mapping API against a real PCI device, and prove "
+                 "what happened.",
+                 "dmaprobe");
+    app.footer("Exit codes: 0 fine, 1 failed, 2 wrong usage, 4 the machine lacks what it needs.\n"
+               "The manual: man dmaprobe");
+    bool version = false;
+    app.add_flag("--json", args.json, "one JSON document on stdout, errors included");
+    app.add_flag("--version", version, "show the version and exit");
+
+    for (const Verb& verb : verbs) {
+        auto* sub = app.add_subcommand(std::string(verb.name), std::string(verb.summary));
+        sub->fallthrough();
+        if (verb.bdf != Verb::Bdf::none) {
+            auto* bdf = sub->add_option("BDF", args.bdf,
+                                        verb.bdf == Verb::Bdf::optional
+                                            ? "PCI address; may be left out when one is bound"
+                                            : "PCI address, such as 0000:01:00.0");
+            if (verb.bdf == Verb::Bdf::required)
+                bdf->required();
+        }
+        if (verb.force)
+            sub->add_flag("--force", args.force,
+                          "also when a driver has the device or its IOMMU group is shared");
+    }
+
+    // CLI11 would call an unknown verb an unexpected argument.
+    const auto first =
+        std::ranges::find_if(words, [](std::string_view word) { return !word.starts_with('-'); });
+    const auto chosen =
+        first == words.end() ? verbs.end() : std::ranges::find(verbs, *first, &Verb::name);
+    if (first != words.end() && chosen == verbs.end())
+        return usage(args,
+                     std::format("there is no verb '{}'; the verbs are {}", *first, verb_names()));
+    try {
+        app.parse(argc, argv);
+    } catch (const CLI::CallForHelp& help) {
+        return app.exit(help);
+    } catch (const CLI::ParseError& error) {
+        std::string what = error.what();
+        std::ranges::replace(what, '\n', ' ');
+        if (chosen != verbs.end())
+            what = std::format("{}: {} (dmaprobe {} --help)", chosen->name, what, chosen->name);
+        else
+            what += " (dmaprobe --help)";
+        return usage(args, what);
+    }
+    if (version)
+        return run_version(args);
+    if (chosen == verbs.end())
+        return usage(args, std::format("a verb is missing; the verbs are {}", verb_names()));
+    return chosen->run(args);
+}
+
+} // namespace
+
+} // namespace tool
+
+int main(int argc, char** argv) {
+    try {
+        return tool::run(argc, argv);
+    } catch (const std::exception& error) {
+        std::fprintf(stderr, "dmaprobe: %s\n", error.what());
+        return tool::exit_code::failed;
+    }
+}

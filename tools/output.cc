@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// What the verbs share.
+#include "output.h"
+
+#include <cerrno>
+#include <cstdio>
+#include <format>
+#include <fstream>
+#include <limits>
+
+#include <sys/utsname.h>
+
+namespace tool {
+
+using dmaprobe::Bdf;
+using dmaprobe::Error;
+using dmaprobe::PciBus;
+using dmaprobe::PciDevice;
+using dmaprobe::Size;
+
+Failure failure(const Error& error, int exit) {
+    // What the library explains in a detail is a sentence of its own; the operation would only be
+    // noise in front of it.
+    return {exit, error.detail.empty() ? error.message() : error.detail, error.code};
+}
+
+int fail(const Args& args, const Failure& failure) {
+    if (args.json) {
+        print_json({{"error",
+                     {{"message", failure.message},
+                      {"errno", failure.code ? Json(dmaprobe::errno_name(failure.code)) : Json()},
+                      {"exit", failure.exit}}}});
+    }
+    std::fflush(stdout);
+    const std::string line = std::format("dmaprobe: {}\n", failure.message);
+    std::fputs(line.c_str(), stderr);
+    return failure.exit;
+}
+
+void print(std::string_view text) {
+    std::fwrite(text.data(), 1, text.size(), stdout);
+    std::fflush(stdout);
+}
+
+void print_json(const Json& document) {
+    // Device and kernel texts are not ours: whatever is no UTF-8 is replaced.
+    print(document.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+}
+
+Json or_null(std::string_view text) {
+    return text.empty() ? Json() : Json(text);
+}
+
+std::string hex(std::uint64_t value) {
+    return std::format("{:#x}", value);
+}
+
+namespace {
+
+bool is_unlimited(Size size) {
+    return size.value() == std::numeric_limits<std::uint64_t>::max() ||
+           size.value() == std::numeric_limits<std::uint32_t>::max();
+}
+
+} // namespace
+
+Json size_json(Size size) {
+    return is_unlimited(size) ? Json() : Json(size.value());
+}
+
+std::string size_text(Size size) {
+    if (is_unlimited(size))
+        return "unlimited";
+    std::uint64_t value = size.value();
+    std::string_view unit = "B";
+    for (const std::string_view next : {"KiB", "MiB", "GiB", "TiB"}) {
+        if (value == 0 || value % 1024 != 0)
+            break;
+        value /= 1024;
+        unit = next;
+    }
+    return std::format("{} {}", value, unit);
+}
+
+Json device_json(const PciDevice& device) {
+    Json group;
+    if (device.group) {
+        Json members = Json::array();
+        for (const auto& member : device.group_members) {
+            members.push_back({{"bdf", member.bdf.to_string()},
+                               {"driver", or_null(member.driver)},
+                               {"bridge", member.bridge}});
+        }
+        group = {{"id", *device.group}, {"type", or_null(device.group_type)}, {"members", members}};
+    }
+    return {
+        {"bdf", device.bdf.to_string()},
+        {"vendor", std::format("{:04x}", device.vendor)},
+        {"device", std::format("{:04x}", device.device)},
+        {"class", std::format("{:06x}", device.class_code)},
+        {"driver", or_null(device.driver)},
+        {"group", group},
+        {"iommu", or_null(device.iommu)},
+        {"iommu_driver", or_null(device.iommu_driver)},
+        {"engine", or_null(device.engine)},
+    };
+}
+
+std::string virtual_machine() {
+    std::string text;
+    if (std::ifstream("/sys/class/dmi/id/sys_vendor") >> text && text == "QEMU")
+        return "QEMU";
+    if (std::ifstream("/sys/hypervisor/type") >> text)
+        return text;
+    // Arm's virtual machines of QEMU tell it in their device tree.
+    if (std::getline(std::ifstream("/proc/device-tree/compatible"), text, '\0') &&
+        text == "linux,dummy-virt")
+        return "QEMU";
+    std::ifstream cpuinfo("/proc/cpuinfo");
+    while (std::getline(cpuinfo, text)) {
+        if (text.starts_with("flags") && (text + ' ').find(" hypervisor ") != std::string::npos)
+            return "the CPU's hypervisor flag";
+    }
+    return {};
+}
+
+std::string kernel_release() {
+    utsname name{};
+    return ::uname(&name) == 0 ? name.release : "";
+}
+
+std::expected<Bdf, Failure> pick_device(const Args& args) {
+    if (!args.bdf.empty()) {
+        const auto bdf = Bdf::parse(args.bdf);
+        if (!bdf)
+            return std::unexpected(failure(bdf.error(), exit_code::usage));
+        return *bdf;
+    }
+    const PciBus bus;
+    if (!bus.module_loaded())
+        return std::unexpected(Failure{
+            exit_code::failed, "the dmaprobe module is not loaded: modprobe dmaprobe", ENOENT});
+    const auto bound = bus.bound();
+    if (!bound)
+        return std::unexpected(failure(bound.error()));
+    if (bound->empty())
+        return std::unexpected(Failure{
+            exit_code::failed,
+            "no device is bound to dmaprobe: dmaprobe bind BDF first (dmaprobe list shows them)",
+            ENODEV});
+    if (bound->size() > 1) {
+        std::string names;
+        for (const Bdf& bdf : *bound)
+            names += (names.empty() ? "" : ", ") + bdf.to_string();
+        return std::unexpected(Failure{
+            exit_code::usage,
+            std::format("{} devices are bound, so one must be named: {}", bound->size(), names),
+            EINVAL});
+    }
+    return bound->front();
+}
+
+} // namespace tool

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// What the verbs share: arguments, output, failures.
+#pragma once
+
+#include <expected>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include <dmaprobe/bdf.h>
+#include <dmaprobe/pci.h>
+#include <dmaprobe/query.h>
+#include <dmaprobe/result.h>
+#include <dmaprobe/session.h>
+
+namespace tool {
+
+/// Members stay in the order they were put in.
+using Json = nlohmann::ordered_json;
+
+/// The tool's exit codes, as its man page promises them.
+namespace exit_code {
+inline constexpr int ok = 0;
+inline constexpr int failed = 1;
+inline constexpr int usage = 2;
+inline constexpr int skipped = 4;
+} // namespace exit_code
+
+/// What was given on the command line.
+struct Args {
+    bool json = false;
+    bool force = false;
+    std::string bdf;
+};
+
+/// A verb of the tool: one line of the table in main.cc.
+struct Verb {
+    std::string_view name;
+    std::string_view summary;
+    enum class Bdf { none, optional, required } bdf;
+    bool force;
+    int (*run)(const Args&);
+};
+
+int run_list(const Args& args);
+int run_bind(const Args& args);
+int run_unbind(const Args& args);
+int run_info(const Args& args);
+int run_demo(const Args& args);
+
+/// Why a verb cannot go on: one line, and the exit code.
+struct Failure {
+    int exit = exit_code::failed;
+    std::string message;
+    int code = 0; ///< errno value, or 0
+};
+
+/// Make a failure of an error of the library.
+Failure failure(const dmaprobe::Error& error, int exit = exit_code::failed);
+
+/// Tell a failure: one line on stderr, with --json also a document on stdout. Gives the exit code.
+int fail(const Args& args, const Failure& failure);
+
+/// Print text on stdout; what follows appears at once.
+void print(std::string_view text);
+/// Print the one JSON document.
+void print_json(const Json& document);
+
+/// The text, or null when it is empty.
+Json or_null(std::string_view text);
+/// A number as text in hexadecimal: JSON readers lose the low bits of large integers.
+std::string hex(std::uint64_t value);
+/// A size; null for "no limit", which the kernel tells as the largest number.
+Json size_json(dmaprobe::Size size);
+/// A size for a person: "4 KiB", "unlimited".
+std::string size_text(dmaprobe::Size size);
+/// A device as `list` and `info` tell it.
+Json device_json(const dmaprobe::PciDevice& device);
+
+/// Whether this machine is a virtual one, whose IOMMU is emulated then: what says so, or nothing.
+std::string virtual_machine();
+/// The running kernel's release.
+std::string kernel_release();
+
+/// The device that is meant: the one given, or the only one that is bound.
+std::expected<dmaprobe::Bdf, Failure> pick_device(const Args& args);
+
+} // namespace tool
