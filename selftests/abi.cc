@@ -1,0 +1,1045 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// What every struct of the ABI promises, tested for every struct from one list.
+// A command that is not in the list fails Abi.UnknownNumbers.
+
+#include "fixture.h"
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstddef>
+#include <cstring>
+#include <format>
+#include <functional>
+#include <limits>
+#include <set>
+#include <sys/mman.h>
+#include <type_traits>
+
+namespace selftest {
+namespace {
+
+enum class Kind { buffer, mapping, iova };
+
+// A session with one object of each kind, made when it is asked for. Where the
+// kernel cannot make one, its id is one that no session has: checks that come
+// before the look-up of objects are tested on every kernel.
+class Live {
+public:
+    static constexpr uint32_t no_such_id = 0x7ffffff0;
+
+    explicit Live(const std::string& bdf) : s(Raw::open(bdf)) {
+        EXPECT_TRUE(s) << strerror(s.error());
+        length = 4 * page_size();
+        extents = Memory::fenced(page_size());
+    }
+
+    uint32_t buffer() {
+        if (!buffer_.id) {
+            EXPECT_OK(s.alloc(buffer_, length));
+        }
+        return buffer_.id;
+    }
+
+    uint32_t mapping() {
+        if (mapping_)
+            return mapping_;
+        dmaprobe_map op = {};
+
+        op.kind = DMAPROBE_MAP_PAGE;
+        op.buffer_id = buffer();
+        op.length = length;
+        EXPECT_OK(s(op));
+        dma_addr = op.dma_addr;
+        return mapping_ = op.id;
+    }
+
+    // An IOVA of four pages; with a link of two if that was asked for.
+    uint32_t iova(bool linked = false) {
+        dmaprobe_iova_alloc op = {};
+
+        if (!iova_ && s.iova_alloc(op, length))
+            return no_such_id;
+        if (!iova_)
+            iova_ = op.id;
+        if (linked && !linked_) {
+            linked_ = true;
+            buffer();
+            EXPECT_OK(s.link(iova_, 0, buffer_, 0, length / 2));
+        }
+        return iova_;
+    }
+
+    // The id of an object that is gone again.
+    uint32_t freed(Kind kind) {
+        Buffer b;
+
+        buffer();
+        if (kind == Kind::buffer) {
+            EXPECT_OK(s.alloc(b, length));
+            EXPECT_OK(s.free(b));
+            return b.id;
+        }
+        if (kind == Kind::mapping) {
+            dmaprobe_map op = {};
+
+            op.kind = DMAPROBE_MAP_PAGE;
+            op.buffer_id = buffer();
+            op.length = length;
+            EXPECT_OK(s(op));
+            EXPECT_OK(s.unmap(op.id));
+            return op.id;
+        }
+        dmaprobe_iova_alloc op = {};
+
+        if (s.iova_alloc(op, length))
+            return no_such_id;
+        EXPECT_OK(s.iova_free(op.id));
+        return op.id;
+    }
+
+    // Whatever was made.
+    std::set<uint32_t> ids() const { return {buffer_.id, mapping_, iova_}; }
+
+    uint32_t live(Kind kind) {
+        return kind == Kind::buffer ? buffer() : kind == Kind::mapping ? mapping() : iova();
+    }
+
+    Raw s;
+    Memory extents;
+    uint64_t length = 0;
+    uint64_t dma_addr = 0;
+
+private:
+    Buffer buffer_;
+    uint32_t mapping_ = 0;
+    uint32_t iova_ = 0;
+    bool linked_ = false;
+};
+
+struct IdField {
+    size_t offset;
+    Kind kind;
+    bool optional = false; // 0 stands for none
+};
+
+struct EnumField {
+    size_t offset;
+    uint32_t end; // the first value that is not one
+};
+
+struct PointerField {
+    size_t offset;
+};
+
+enum class Needs { nothing, iommu, iova };
+
+struct Op {
+    // Filled in by of<>().
+    unsigned number = 0;
+    unsigned long command = 0;
+    std::string name{};
+    size_t size = 0;
+
+    // What the header says.
+    size_t min_size = 0; // never changes
+    uint32_t flags = 0;  // known ones
+    std::vector<size_t> reserved{};
+    std::vector<size_t> attrs{};
+    std::vector<IdField> ids{};
+    std::vector<EnumField> enums{};
+    std::vector<PointerField> pointers{};
+    bool answers = false; // writes the struct
+    Needs needs = Needs::nothing;
+    // Fill in a call that works.
+    std::function<void(Live&, std::byte*)> sample{};
+};
+
+void PrintTo(const Op& op, std::ostream* out) {
+    *out << op.name;
+}
+
+template <class T, class Fill>
+Op of(Op op, Fill fill) {
+    static_assert(std::is_trivially_copyable_v<T> && std::is_standard_layout_v<T>);
+    static_assert(std::has_unique_object_representations_v<T>, "no hidden padding");
+    static_assert(offsetof(T, size) == 0 && sizeof(T::size) == 4);
+    static_assert(offsetof(T, flags) == 4 && sizeof(T::flags) == 4);
+    static_assert(sizeof(T) % 8 == 0 && alignof(T) <= 8);
+    static_assert(_IOC_DIR(CommandOf<T>::value) == _IOC_NONE &&
+                  _IOC_SIZE(CommandOf<T>::value) == 0 &&
+                  _IOC_TYPE(CommandOf<T>::value) == DMAPROBE_IOC_MAGIC &&
+                  _IOC_NR(CommandOf<T>::value) == CommandOf<T>::number);
+
+    op.number = CommandOf<T>::number;
+    op.command = CommandOf<T>::value;
+    op.name = CommandOf<T>::name;
+    op.size = sizeof(T);
+    op.sample = [fill](Live& live, std::byte* to) {
+        T t = {};
+
+        t.size = sizeof(T);
+        fill(live, t);
+        memcpy(to, &t, sizeof(t));
+    };
+    return op;
+}
+
+#define AT(member) offsetof(T, member)
+
+const std::vector<Op>& ops() {
+    static const std::vector<Op> list = [] {
+        std::vector<Op> all;
+        {
+            using T = struct dmaprobe_version;
+            all.push_back(of<T>({.min_size = 16, .answers = true}, [](Live&, T&) {}));
+        }
+        {
+            using T = struct dmaprobe_call;
+            all.push_back(of<T>({.min_size = 152, .answers = true}, [](Live&, T&) {}));
+        }
+        {
+            using T = struct dmaprobe_limits;
+            all.push_back(of<T>({.min_size = 88, .answers = true}, [](Live&, T&) {}));
+        }
+        {
+            using T = struct dmaprobe_domain;
+            all.push_back(of<T>({.min_size = 112, .pointers = {{AT(regions)}}, .answers = true},
+                                [](Live& live, T& t) {
+                                    t.nr_regions = 16;
+                                    t.regions = live.extents.address();
+                                }));
+        }
+        {
+            using T = struct dmaprobe_set_mask;
+            all.push_back(of<T>(
+                {.min_size = 16, .flags = DMAPROBE_SET_MASK_STREAMING | DMAPROBE_SET_MASK_COHERENT},
+                [](Live&, T& t) {
+                    t.flags = DMAPROBE_SET_MASK_STREAMING;
+                    t.mask = 0xfffffff;
+                }));
+        }
+        {
+            using T = struct dmaprobe_enable;
+            all.push_back(
+                of<T>({.min_size = 16, .reserved = {AT(__reserved)}, .enums = {{AT(enable), 2}}},
+                      [](Live&, T& t) { t.enable = 1; }));
+        }
+        {
+            using T = struct dmaprobe_buffer_alloc;
+            all.push_back(of<T>({.min_size = 32, .enums = {{AT(kind), 2}}, .answers = true},
+                                [](Live& live, T& t) { t.length = live.length; }));
+        }
+        {
+            using T = struct dmaprobe_buffer_free;
+            all.push_back(of<T>(
+                {.min_size = 16, .reserved = {AT(__reserved)}, .ids = {{AT(id), Kind::buffer}}},
+                [](Live& live, T& t) { t.id = live.buffer(); }));
+        }
+        {
+            using T = struct dmaprobe_map;
+            all.push_back(of<T>({.min_size = 64,
+                                 .reserved = {AT(__reserved)},
+                                 .attrs = {AT(attrs)},
+                                 .ids = {{AT(buffer_id), Kind::buffer}},
+                                 .enums = {{AT(kind), 3}, {AT(dir), 3}},
+                                 .answers = true},
+                                [](Live& live, T& t) {
+                                    t.buffer_id = live.buffer();
+                                    t.length = live.length;
+                                }));
+        }
+        {
+            using T = struct dmaprobe_unmap;
+            all.push_back(of<T>(
+                {.min_size = 16, .reserved = {AT(__reserved)}, .ids = {{AT(id), Kind::mapping}}},
+                [](Live& live, T& t) { t.id = live.mapping(); }));
+        }
+        {
+            using T = struct dmaprobe_sync;
+            all.push_back(of<T>(
+                {.min_size = 32, .ids = {{AT(id), Kind::mapping}}, .enums = {{AT(target), 2}}},
+                [](Live& live, T& t) {
+                    t.id = live.mapping();
+                    t.length = live.length;
+                }));
+        }
+        {
+            using T = struct dmaprobe_iova_alloc;
+            all.push_back(of<T>({.min_size = 40,
+                                 .ids = {{AT(buffer_id), Kind::buffer, true}},
+                                 .answers = true,
+                                 .needs = Needs::iova},
+                                [](Live& live, T& t) {
+                                    t.buffer_id = live.buffer();
+                                    t.length = live.length;
+                                }));
+        }
+        {
+            using T = struct dmaprobe_iova_free;
+            all.push_back(of<T>({.min_size = 16,
+                                 .reserved = {AT(__reserved)},
+                                 .ids = {{AT(id), Kind::iova}},
+                                 .needs = Needs::iova},
+                                [](Live& live, T& t) { t.id = live.iova(); }));
+        }
+        {
+            using T = struct dmaprobe_iova_link;
+            all.push_back(of<T>({.min_size = 56,
+                                 .reserved = {AT(__reserved)},
+                                 .attrs = {AT(attrs)},
+                                 .ids = {{AT(id), Kind::iova}, {AT(buffer_id), Kind::buffer}},
+                                 .enums = {{AT(dir), 3}},
+                                 .needs = Needs::iova},
+                                [](Live& live, T& t) {
+                                    t.id = live.iova();
+                                    t.buffer_id = live.buffer();
+                                    t.length = live.length;
+                                }));
+        }
+        {
+            using T = struct dmaprobe_iova_sync;
+            all.push_back(of<T>({.min_size = 32,
+                                 .reserved = {AT(__reserved)},
+                                 .ids = {{AT(id), Kind::iova}},
+                                 .needs = Needs::iova},
+                                [](Live& live, T& t) {
+                                    t.id = live.iova(true);
+                                    t.length = live.length / 2;
+                                }));
+        }
+        {
+            using T = struct dmaprobe_iova_unlink;
+            all.push_back(of<T>({.min_size = 40,
+                                 .attrs = {AT(attrs)},
+                                 .ids = {{AT(id), Kind::iova}},
+                                 .enums = {{AT(dir), 3}},
+                                 .needs = Needs::iova},
+                                [](Live& live, T& t) {
+                                    t.id = live.iova(true);
+                                    t.length = live.length / 2;
+                                }));
+        }
+        {
+            using T = struct dmaprobe_iova_destroy;
+            all.push_back(of<T>({.min_size = 32,
+                                 .attrs = {AT(attrs)},
+                                 .ids = {{AT(id), Kind::iova}},
+                                 .enums = {{AT(dir), 3}},
+                                 .needs = Needs::iova},
+                                [](Live& live, T& t) {
+                                    t.id = live.iova(true);
+                                    t.mapped_len = live.length / 2;
+                                }));
+        }
+        {
+            using T = struct dmaprobe_iova_state;
+            all.push_back(of<T>({.min_size = 48,
+                                 .ids = {{AT(id), Kind::iova}},
+                                 .answers = true,
+                                 .needs = Needs::iova},
+                                [](Live& live, T& t) { t.id = live.iova(true); }));
+        }
+        {
+            using T = struct dmaprobe_translate;
+            all.push_back(of<T>({.min_size = 48,
+                                 .flags = DMAPROBE_TRANSLATE_PHYS,
+                                 .ids = {{AT(buffer_id), Kind::buffer, true}},
+                                 .pointers = {{AT(extents)}},
+                                 .answers = true,
+                                 .needs = Needs::iommu},
+                                [](Live& live, T& t) {
+                                    live.mapping();
+                                    t.iova = live.dma_addr;
+                                    t.length = live.length;
+                                    t.buffer_id = live.buffer();
+                                    t.nr_extents = 16;
+                                    t.extents = live.extents.address();
+                                }));
+        }
+        return all;
+    }();
+    return list;
+}
+
+#undef AT
+
+template <class V>
+V get(const std::byte* from, size_t offset) {
+    V v;
+
+    memcpy(&v, from + offset, sizeof(v));
+    return v;
+}
+
+template <class V>
+void set(std::byte* to, size_t offset, V v) {
+    memcpy(to + offset, &v, sizeof(v));
+}
+
+std::vector<Op> ops_with(bool (*wanted)(const Op& op)) {
+    std::vector<Op> some;
+
+    std::ranges::copy_if(ops(), std::back_inserter(some), wanted);
+    return some;
+}
+
+class EveryStruct : public DeviceTest, public testing::WithParamInterface<Op> {
+protected:
+    const Op& op() const { return GetParam(); }
+
+    void SetUp() override {
+        DeviceTest::SetUp();
+        if (IsSkipped() || HasFatalFailure())
+            return;
+        room_ = Memory::fenced(4 * page_size());
+        ASSERT_TRUE(room_);
+        // The fixture's own session would keep masks and memory alive.
+        iommu_ = s.translated();
+        if (auto why = s.missing("dma_iova_try_alloc"))
+            no_iova_ = *why;
+        else if (!iommu_)
+            no_iova_ = "no IOMMU translates for the device";
+        EXPECT_OK(s.close());
+    }
+
+    // Why the sample cannot work on this machine, or nothing.
+    std::string lacks() const {
+        if (op().needs == Needs::iova)
+            return no_iova_;
+        if (op().needs == Needs::iommu && !iommu_)
+            return "no IOMMU translates for the device";
+        return "";
+    }
+
+    // The sample as a caller with a struct of this size would pass it: zeroes
+    // behind what this program knows, its end at the end of a page.
+    std::byte* sample(Live& live, size_t size) const {
+        const size_t claimed = std::max<size_t>(size, 4);
+        std::vector<std::byte> full(std::max(op().size, size));
+
+        op().sample(live, full.data());
+        set<uint32_t>(full.data(), 0, static_cast<uint32_t>(size));
+        std::byte* at = room_.data() + room_.size() - claimed;
+        memcpy(at, full.data(), claimed);
+        return at;
+    }
+
+    // A call that must fail and must not touch the caller's struct.
+    void refused(Live& live, std::byte* at, int err) const {
+        const std::vector<std::byte> before(at, room_.data() + room_.size());
+
+        EXPECT_ERRNO(submit(live.s.fd(), op().command, at), err);
+        EXPECT_TRUE(std::equal(before.begin(), before.end(), at))
+            << "a call that failed changed its struct";
+    }
+
+    // The same for the sample with one member changed.
+    template <class V>
+    void refused_with(size_t offset, V value, int err) const {
+        Live live(bdf);
+        std::byte* at = sample(live, op().size);
+
+        SCOPED_TRACE(std::format("offset {} = {:#x}", offset, value));
+        set<V>(at, offset, value);
+        refused(live, at, err);
+    }
+
+    Memory room_;
+    bool iommu_ = false;
+    std::string no_iova_;
+};
+
+// The same for the structs that have such a member.
+class StructsWithAttributes : public EveryStruct {};
+class StructsWithReserved : public EveryStruct {};
+class StructsWithEnums : public EveryStruct {};
+class StructsWithIds : public EveryStruct {};
+class StructsWithPointers : public EveryStruct {};
+class StructsThatAnswer : public EveryStruct {};
+
+TEST_P(EveryStruct, KeepsItsFirstSize) {
+    // The first version's size never changes; a struct only grows.
+    EXPECT_GE(op().size, op().min_size);
+}
+
+TEST_P(EveryStruct, Exact) {
+    if (!lacks().empty())
+        GTEST_SKIP() << lacks();
+    Live live(bdf);
+
+    EXPECT_OK(submit(live.s.fd(), op().command, sample(live, op().size)));
+}
+
+TEST_P(EveryStruct, FirstSize) {
+    if (!lacks().empty())
+        GTEST_SKIP() << lacks();
+    Live live(bdf);
+
+    EXPECT_OK(submit(live.s.fd(), op().command, sample(live, op().min_size)));
+}
+
+TEST_P(EveryStruct, TooShort) {
+    std::set<size_t> sizes = {
+        0, 1, 2, 3, 4, 7, 8, op().min_size - 8, op().min_size - 4, op().min_size - 1};
+    Live live(bdf);
+
+    for (const size_t size : sizes) {
+        SCOPED_TRACE(std::format("size {}", size));
+        // In full behind the size that it claims, so that only the size is wrong.
+        std::byte* at = sample(live, op().size);
+        set<uint32_t>(at, 0, static_cast<uint32_t>(size));
+        refused(live, at, EINVAL);
+    }
+}
+
+TEST_P(EveryStruct, LongerWithZeroTail) {
+    if (!lacks().empty())
+        GTEST_SKIP() << lacks();
+    for (const size_t more : {size_t{1}, size_t{8}, size_t{64}, page_size() - op().size}) {
+        SCOPED_TRACE(std::format("{} bytes longer", more));
+        Live live(bdf);
+        std::byte* at = sample(live, op().size + more);
+
+        EXPECT_OK(submit(live.s.fd(), op().command, at));
+        EXPECT_TRUE(std::all_of(at + op().size, at + op().size + more, [](std::byte b) {
+            return b == std::byte{0};
+        })) << "the tail is not zero in the answer";
+    }
+}
+
+TEST_P(EveryStruct, LongerWithOtherTail) {
+    for (const size_t more : {size_t{1}, size_t{8}, size_t{64}, page_size() - op().size}) {
+        for (const size_t where : {size_t{0}, more - 1}) {
+            SCOPED_TRACE(std::format("{} bytes longer, byte {} set", more, where));
+            Live live(bdf);
+            std::byte* at = sample(live, op().size + more);
+
+            at[op().size + where] = std::byte{1};
+            refused(live, at, E2BIG);
+        }
+    }
+}
+
+// No struct grows beyond a page, so its tail is not even looked at.
+TEST_P(EveryStruct, LongerThanAPage) {
+    for (const size_t size : {page_size() + 1, page_size() + 8, 2 * page_size()}) {
+        SCOPED_TRACE(std::format("size {}", size));
+        Live live(bdf);
+
+        refused(live, sample(live, size), E2BIG);
+    }
+    for (const uint32_t size : {0x7fffffffu, 0x80000000u, 0xffffffffu}) {
+        SCOPED_TRACE(std::format("size {:#x}", size));
+        Live live(bdf);
+        std::byte* at = sample(live, op().size);
+
+        set<uint32_t>(at, 0, size);
+        refused(live, at, E2BIG);
+    }
+}
+
+TEST_P(EveryStruct, ClaimsMoreThanThereIs) {
+    for (const size_t more : {size_t{1}, size_t{8}, page_size() - op().size}) {
+        SCOPED_TRACE(std::format("{} bytes longer", more));
+        Live live(bdf);
+        std::byte* at = sample(live, op().size);
+
+        set<uint32_t>(at, 0, static_cast<uint32_t>(op().size + more));
+        refused(live, at, EFAULT);
+    }
+}
+
+TEST_P(EveryStruct, UnknownFlags) {
+    Live live(bdf);
+
+    for (unsigned bit = 0; bit < 32; bit++) {
+        if (op().flags >> bit & 1)
+            continue;
+        SCOPED_TRACE(std::format("flag {:#x}", 1u << bit));
+        std::byte* at = sample(live, op().size);
+        set<uint32_t>(at, 4, get<uint32_t>(at, 4) | 1u << bit);
+        refused(live, at, EOPNOTSUPP);
+    }
+}
+
+TEST_P(StructsWithAttributes, UnknownAttributes) {
+    Live live(bdf);
+
+    for (const size_t offset : op().attrs) {
+        for (unsigned bit = 0; bit < 64; bit++) {
+            SCOPED_TRACE(std::format("attribute {:#x}", uint64_t{1} << bit));
+            std::byte* at = sample(live, op().size);
+            set<uint64_t>(at, offset, uint64_t{1} << bit);
+            refused(live, at, EOPNOTSUPP);
+        }
+    }
+}
+
+TEST_P(StructsWithReserved, Reserved) {
+    for (const size_t offset : op().reserved)
+        for (const uint32_t value : {1u, 0x80000000u})
+            refused_with<uint32_t>(offset, value, EINVAL);
+}
+
+TEST_P(StructsWithEnums, EnumsOutOfRange) {
+    for (const EnumField& field : op().enums)
+        for (const uint32_t value : {field.end, field.end + 1, 0x80000000u, 0xffffffffu})
+            refused_with<uint32_t>(field.offset, value, EINVAL);
+}
+
+TEST_P(StructsWithIds, BadIds) {
+    if (!lacks().empty())
+        GTEST_SKIP() << lacks();
+    for (const IdField& field : op().ids) {
+        if (!field.optional)
+            refused_with<uint32_t>(field.offset, 0, ENOENT);
+        for (const uint32_t id : {Live::no_such_id, 0x80000000u, 0xffffffffu})
+            refused_with<uint32_t>(field.offset, id, ENOENT);
+
+        for (const Kind other : {Kind::buffer, Kind::mapping, Kind::iova}) {
+            if (other == field.kind)
+                continue;
+            Live live(bdf);
+            std::byte* at = sample(live, op().size);
+
+            SCOPED_TRACE(std::format("offset {} names an object of kind {}", field.offset,
+                                     std::to_underlying(other)));
+            set<uint32_t>(at, field.offset, live.live(other));
+            refused(live, at, ENOENT);
+        }
+
+        Live live(bdf);
+        std::byte* at = sample(live, op().size);
+
+        SCOPED_TRACE(std::format("offset {} names an object that is gone", field.offset));
+        set<uint32_t>(at, field.offset, live.freed(field.kind));
+        refused(live, at, ENOENT);
+    }
+}
+
+TEST_P(StructsWithIds, IdsOfAnotherSession) {
+    if (!lacks().empty())
+        GTEST_SKIP() << lacks();
+    Live live(bdf);
+    Raw other = Raw::open(bdf);
+    std::byte* at = sample(live, op().size);
+
+    ASSERT_TRUE(other);
+    const std::vector<std::byte> before(at, room_.data() + room_.size());
+    EXPECT_ERRNO(submit(other.fd(), op().command, at), ENOENT);
+    EXPECT_TRUE(std::equal(before.begin(), before.end(), at));
+}
+
+TEST_P(EveryStruct, BadStructPointer) {
+    Live live(bdf);
+    const int fd = live.s.fd();
+    std::byte* at = sample(live, op().size);
+
+    EXPECT_ERRNO(submit(fd, op().command, nullptr), EFAULT);
+    // The fence behind the room.
+    EXPECT_ERRNO(submit(fd, op().command, room_.data() + room_.size()), EFAULT);
+    // Kernel space.
+    EXPECT_ERRNO(submit(fd, op().command,
+                        reinterpret_cast<void*>(std::numeric_limits<uintptr_t>::max() - 0xfff)),
+                 EFAULT);
+    // One byte of the struct lies behind the fence, then all but one.
+    memmove(at + 1, at, op().size - 1);
+    EXPECT_ERRNO(submit(fd, op().command, at + 1), EFAULT);
+    EXPECT_ERRNO(submit(fd, op().command, room_.data() + room_.size() - 1), EFAULT);
+    // Not readable.
+    std::ignore = sample(live, op().size);
+    ASSERT_TRUE(room_.protect(PROT_NONE));
+    EXPECT_ERRNO(submit(fd, op().command, at), EFAULT);
+    ASSERT_TRUE(room_.protect(PROT_READ | PROT_WRITE));
+}
+
+TEST_P(StructsWithPointers, BadInnerPointer) {
+    if (!lacks().empty())
+        GTEST_SKIP() << lacks();
+    if (op().number == DMAPROBE_NR_DOMAIN) {
+        Live live(bdf);
+
+        if (live.s.domain().nr_regions == 0)
+            GTEST_SKIP() << "the domain has no reserved region to write";
+    }
+    for (const PointerField& field : op().pointers) {
+        Memory read_only = Memory::fenced(page_size());
+
+        ASSERT_TRUE(read_only && read_only.protect(PROT_READ));
+        refused_with<uint64_t>(field.offset, 0, EFAULT);
+        refused_with<uint64_t>(field.offset, room_.address() + room_.size(), EFAULT);
+        refused_with<uint64_t>(field.offset, read_only.address(), EFAULT);
+        refused_with<uint64_t>(field.offset, ~uint64_t{0xfff}, EFAULT);
+        // The first byte can be written, the last one cannot.
+        refused_with<uint64_t>(field.offset, room_.address() - 1, EFAULT);
+        refused_with<uint64_t>(field.offset, read_only.address() + read_only.size() - 1, EFAULT);
+    }
+}
+
+TEST_P(StructsThatAnswer, ReadOnlyStruct) {
+    if (!lacks().empty())
+        GTEST_SKIP() << lacks();
+    Live live(bdf);
+    std::byte* at = sample(live, op().size);
+    const Raw& session = live.s;
+
+    ASSERT_TRUE(room_.protect(PROT_READ));
+    EXPECT_ERRNO(submit(session.fd(), op().command, at), EFAULT);
+    ASSERT_TRUE(room_.protect(PROT_READ | PROT_WRITE));
+
+    // Nothing that the caller cannot know of may stay: no object has an id but
+    // those that the sample needed.
+    const std::set<uint32_t> known = live.ids();
+    for (uint32_t id = 1; id < 256; id++) {
+        if (known.contains(id))
+            continue;
+        SCOPED_TRACE(std::format("id {}", id));
+        EXPECT_ERRNO(session.free({.id = id}), ENOENT);
+        EXPECT_ERRNO(session.unmap(id), ENOENT);
+        EXPECT_ERRNO(session.iova_free(id), ENOENT);
+    }
+    // And nothing without an id: a leaked mapping or IOVA would hold the mask
+    // and the buffer.
+    if (op().number == DMAPROBE_NR_MAP || op().number == DMAPROBE_NR_IOVA_ALLOC) {
+        EXPECT_OK(session.set_mask(0xffffffff));
+        EXPECT_OK(session.free({.id = live.buffer()}));
+    }
+}
+
+const auto name_of = [](const auto& row) { return row.param.name; };
+
+INSTANTIATE_TEST_SUITE_P(Abi, EveryStruct, testing::ValuesIn(ops()), name_of);
+INSTANTIATE_TEST_SUITE_P(Abi, StructsWithAttributes, testing::ValuesIn(ops_with([](const Op& op) {
+                             return !op.attrs.empty();
+                         })),
+                         name_of);
+INSTANTIATE_TEST_SUITE_P(Abi, StructsWithReserved, testing::ValuesIn(ops_with([](const Op& op) {
+                             return !op.reserved.empty();
+                         })),
+                         name_of);
+INSTANTIATE_TEST_SUITE_P(Abi, StructsWithEnums, testing::ValuesIn(ops_with([](const Op& op) {
+                             return !op.enums.empty();
+                         })),
+                         name_of);
+INSTANTIATE_TEST_SUITE_P(Abi, StructsWithIds,
+                         testing::ValuesIn(ops_with([](const Op& op) { return !op.ids.empty(); })),
+                         name_of);
+INSTANTIATE_TEST_SUITE_P(Abi, StructsWithPointers, testing::ValuesIn(ops_with([](const Op& op) {
+                             return !op.pointers.empty();
+                         })),
+                         name_of);
+INSTANTIATE_TEST_SUITE_P(Abi, StructsThatAnswer,
+                         testing::ValuesIn(ops_with([](const Op& op) { return op.answers; })),
+                         name_of);
+
+class Abi : public DeviceTest {};
+
+TEST_F(Abi, UnknownNumbers) {
+    // A size of 0 is too small for every command, so that one which exists
+    // answers EINVAL and does nothing.
+    std::array<std::byte, 256> zero = {};
+    std::set<unsigned> listed;
+
+    for (const Op& op : ops())
+        EXPECT_TRUE(listed.insert(op.number).second) << op.name << " is listed twice";
+    for (unsigned nr = 0; nr < 256; nr++) {
+        SCOPED_TRACE(std::format("command {}", nr));
+        EXPECT_ERRNO(submit(s.fd(), _IO(DMAPROBE_IOC_MAGIC, nr), zero.data()),
+                     listed.contains(nr) ? EINVAL : ENOTTY);
+    }
+}
+
+TEST_F(Abi, CommandsWithSizeAndDirection) {
+    // Only the bare numbers are commands.
+    dmaprobe_version op = {};
+
+    op.size = sizeof(op);
+    for (const unsigned long command :
+         {static_cast<unsigned long>(_IOR(DMAPROBE_IOC_MAGIC, DMAPROBE_NR_VERSION, op)),
+          static_cast<unsigned long>(_IOW(DMAPROBE_IOC_MAGIC, DMAPROBE_NR_VERSION, op)),
+          static_cast<unsigned long>(_IOWR(DMAPROBE_IOC_MAGIC, DMAPROBE_NR_VERSION, op)),
+          static_cast<unsigned long>(_IOC(_IOC_NONE, DMAPROBE_IOC_MAGIC, DMAPROBE_NR_VERSION, 4))})
+        EXPECT_ERRNO(submit(s.fd(), command, &op), ENOTTY);
+    EXPECT_OK(s(op));
+}
+
+TEST_F(Abi, OtherMagics) {
+    dmaprobe_version op = {};
+
+    op.size = sizeof(op);
+    for (const unsigned magic : {0x3bu, 0x42u, 0xd9u, 0xdbu, 0xffu})
+        for (unsigned nr = 0; nr < 32; nr++)
+            EXPECT_ERRNO(submit(s.fd(), _IO(magic, nr), &op), ENOTTY)
+                << std::format("magic {:#x}, number {}", magic, nr);
+}
+
+TEST_F(Abi, Version) {
+    dmaprobe_version op = {};
+
+    ASSERT_OK(s(op));
+    EXPECT_EQ(op.abi_version, uint32_t{DMAPROBE_ABI_VERSION});
+    EXPECT_GT(op.nr_calls, 0u);
+}
+
+// Every call is told once, with its status and a detail.
+TEST_F(Abi, Calls) {
+    dmaprobe_version version = {};
+    std::set<std::string> names;
+
+    ASSERT_OK(s(version));
+    for (uint32_t i = 0; i < version.nr_calls; i++) {
+        dmaprobe_call op = {};
+
+        op.index = i;
+        ASSERT_OK(s(op));
+        ASSERT_LT(strnlen(op.name, sizeof(op.name)), sizeof(op.name));
+        ASSERT_LT(strnlen(op.detail, sizeof(op.detail)), sizeof(op.detail));
+        SCOPED_TRACE(op.name);
+        EXPECT_EQ(op.index, i);
+        EXPECT_LE(op.status, uint32_t{DMAPROBE_CALL_GONE});
+        EXPECT_STRNE(op.name, "");
+        EXPECT_STRNE(op.detail, "");
+        EXPECT_TRUE(names.insert(op.name).second) << "told twice";
+    }
+    for (const char* name :
+         {"dma_map_single", "dma_map_page", "dma_map_phys", "dma_iova_try_alloc", "dma_iova_link",
+          "dma_iova_sync", "dma_iova_unlink", "dma_iova_free", "dma_iova_destroy", "dma_set_mask"})
+        EXPECT_TRUE(names.contains(name)) << name << " is not told";
+    for (const uint32_t index : {version.nr_calls, version.nr_calls + 1, 0xffffffffu}) {
+        dmaprobe_call op = {};
+
+        op.index = index;
+        EXPECT_ERRNO(s(op), ENOENT) << "index " << index;
+    }
+}
+
+TEST_F(Abi, LimitsAgreeWithTheDomain) {
+    const dmaprobe_limits limits = s.limits();
+    const dmaprobe_domain domain = s.domain();
+
+    EXPECT_NE(limits.dma_mask, 0u);
+    EXPECT_NE(limits.coherent_dma_mask, 0u);
+    EXPECT_NE(limits.max_segment_size, 0u);
+    EXPECT_NE(limits.max_mapping_size, 0u);
+    EXPECT_EQ(limits.dma_mask & (limits.dma_mask + 1), 0u) << "not ones from bit 0 up";
+    EXPECT_EQ(limits.props & ~uint32_t{DMAPROBE_DEVICE_COHERENT | DMAPROBE_DEVICE_NEED_SYNC |
+                                       DMAPROBE_DEVICE_NEED_UNMAP |
+                                       DMAPROBE_DEVICE_ADDRESSING_LIMITED | DMAPROBE_DEVICE_IOMMU},
+              0u);
+    if (!(limits.props & DMAPROBE_DEVICE_IOMMU)) {
+        EXPECT_NE(domain.type, uint32_t{DMAPROBE_DOMAIN_DMA});
+        EXPECT_NE(domain.type, uint32_t{DMAPROBE_DOMAIN_DMA_FQ});
+        EXPECT_EQ(limits.merge_boundary, 0u);
+        return;
+    }
+    EXPECT_TRUE(domain.type == DMAPROBE_DOMAIN_DMA || domain.type == DMAPROBE_DOMAIN_DMA_FQ)
+        << domain.type;
+    EXPECT_EQ(limits.merge_boundary, s.granule() - 1);
+    EXPECT_GT(domain.aperture_end, domain.aperture_start);
+    EXPECT_STRNE(domain.driver, "");
+    EXPECT_LT(strnlen(domain.iommu, sizeof(domain.iommu)), sizeof(domain.iommu));
+    EXPECT_LT(strnlen(domain.driver, sizeof(domain.driver)), sizeof(domain.driver));
+}
+
+// The number of regions does not depend on the room, and no more is written.
+TEST_F(Abi, DomainRegions) {
+    const uint32_t count = s.domain().nr_regions;
+    std::vector<dmaprobe_resv_region> room(count + 2);
+
+    for (const uint32_t entries : {0u, 1u, count, count + 1}) {
+        dmaprobe_domain op = {};
+
+        SCOPED_TRACE(std::format("room for {}", entries));
+        memset(room.data(), 0xff, room.size() * sizeof(room[0]));
+        op.nr_regions = entries;
+        op.regions = entries ? reinterpret_cast<uintptr_t>(room.data()) : 1;
+        ASSERT_OK(s(op));
+        EXPECT_EQ(op.nr_regions, count);
+        for (size_t i = 0; i < room.size(); i++) {
+            if (i >= std::min(entries, count)) {
+                EXPECT_EQ(room[i].start, ~uint64_t{0}) << "entry " << i << " written";
+                continue;
+            }
+            EXPECT_LE(room[i].type, uint32_t{DMAPROBE_RESV_SW_MSI});
+            EXPECT_EQ(room[i].__reserved, 0u);
+            EXPECT_NE(room[i].length, 0u);
+        }
+    }
+    if (count == 0)
+        GTEST_SKIP() << "the domain has no reserved region";
+}
+
+TEST_F(Abi, SetMaskValues) {
+    for (const uint64_t mask : {uint64_t{0}, uint64_t{1}, uint64_t{0x7ff}, uint64_t{0x1000},
+                                uint64_t{0xfffe}, uint64_t{0xfff0fff}, ~uint64_t{0} << 1}) {
+        SCOPED_TRACE(std::format("mask {:#x}", mask));
+        EXPECT_ERRNO(s.set_mask(mask), EINVAL);
+        EXPECT_ERRNO(s.set_mask(mask, DMAPROBE_SET_MASK_COHERENT), EINVAL);
+    }
+    EXPECT_ERRNO(s.set_mask(0xffffffff, 0), EINVAL) << "no mask chosen";
+}
+
+TEST_F(Abi, SetMaskSetsWhatWasAskedFor) {
+    const dmaprobe_limits before = s.limits();
+
+    ASSERT_OK(s.set_mask(0xfffffff));
+    EXPECT_EQ(s.limits().dma_mask, 0xfffffffu);
+    EXPECT_EQ(s.limits().coherent_dma_mask, before.coherent_dma_mask);
+    ASSERT_OK(s.set_mask(0x3fffffff, DMAPROBE_SET_MASK_COHERENT));
+    EXPECT_EQ(s.limits().dma_mask, 0xfffffffu);
+    EXPECT_EQ(s.limits().coherent_dma_mask, 0x3fffffffu);
+    ASSERT_OK(s.set_mask(0xffffffff, DMAPROBE_SET_MASK_STREAMING | DMAPROBE_SET_MASK_COHERENT));
+    EXPECT_EQ(s.limits().dma_mask, 0xffffffffu);
+    EXPECT_EQ(s.limits().coherent_dma_mask, 0xffffffffu);
+    ASSERT_OK(s.set_mask(~uint64_t{0}));
+    EXPECT_EQ(s.limits().dma_mask, ~uint64_t{0});
+}
+
+TEST_F(Abi, EnableTwiceAndGiveUpTwice) {
+    for (const uint32_t enable : {0u, 1u, 1u, 0u, 0u, 1u}) {
+        dmaprobe_enable op = {};
+
+        op.enable = enable;
+        EXPECT_OK(s(op)) << "enable " << enable;
+    }
+}
+
+class Translate : public DeviceTest {
+protected:
+    void SetUp() override {
+        DeviceTest::SetUp();
+        if (IsSkipped() || HasFatalFailure())
+            return;
+        if (!s.translated())
+            GTEST_SKIP() << "no IOMMU translates for the device";
+    }
+
+    int ask(uint64_t iova, uint64_t length, uint32_t room = 1) const {
+        std::vector<dmaprobe_extent> extents(room + 1);
+        dmaprobe_translate op = {};
+
+        op.iova = iova;
+        op.length = length;
+        op.nr_extents = room;
+        op.extents = reinterpret_cast<uintptr_t>(extents.data());
+        return s(op);
+    }
+};
+
+TEST_F(Translate, Ranges) {
+    const uint64_t gib4 = uint64_t{1} << 32;
+
+    EXPECT_OK(ask(0x1000, 1));
+    EXPECT_ERRNO(ask(0x1000, 0), EINVAL) << "no length";
+    EXPECT_ERRNO(ask(0x1000, gib4 + 1), EINVAL) << "more than 4 GiB";
+    EXPECT_ERRNO(ask(0x1000, ~uint64_t{0}), EINVAL);
+    EXPECT_ERRNO(ask(~uint64_t{0} - 0xffe, 0x1000), EINVAL) << "overflow";
+    EXPECT_ERRNO(ask(0x1000, 0x1000, 0), EINVAL) << "no room";
+}
+
+// With room for one extent only, the rest can be asked for from where it ended.
+TEST_F(Translate, LittleRoom) {
+    const uint64_t g = s.granule();
+    const uint64_t length = 4 * g;
+    Buffer b;
+    dmaprobe_map map = {};
+    dmaprobe_extent extents[2];
+
+    ASSERT_OK(s.alloc(b, length));
+    map.buffer_id = b.id;
+    map.length = length;
+    ASSERT_OK(s(map));
+    memset(extents, 0xff, sizeof(extents));
+    dmaprobe_translate op = {};
+    op.iova = map.dma_addr + length - g;
+    op.length = 2 * g;
+    op.nr_extents = 1;
+    op.extents = reinterpret_cast<uintptr_t>(extents);
+    ASSERT_OK(s(op));
+    EXPECT_EQ(op.nr_extents, 1u);
+    EXPECT_EQ(op.translated, g);
+    EXPECT_EQ(extents[0].iova, op.iova);
+    EXPECT_EQ(extents[0].length, g);
+    EXPECT_EQ(extents[0].kind, uint32_t{DMAPROBE_EXTENT_BUFFER});
+    EXPECT_EQ(extents[0].buffer_id, b.id);
+    EXPECT_EQ(extents[0].buffer_offset, length - g);
+    EXPECT_EQ(extents[0].phys, 0u) << "told without being asked";
+    EXPECT_EQ(extents[1].iova, ~uint64_t{0}) << "written beyond the room";
+}
+
+// Not at granules: what is told starts and ends where it was asked for.
+TEST_F(Translate, InsideAGranule) {
+    Buffer b;
+    dmaprobe_map map = {};
+
+    ASSERT_OK(s.alloc(b, 2 * page_size()));
+    map.buffer_id = b.id;
+    map.length = b.length;
+    ASSERT_OK(s(map));
+    expect_leads_to(map.dma_addr + 5, 3, b, 5);
+    expect_leads_to(map.dma_addr + page_size() - 1, 2, b, page_size() - 1);
+}
+
+TEST_F(Translate, Phys) {
+    Buffer b;
+    dmaprobe_map map = {};
+    dmaprobe_extent extent = {};
+    dmaprobe_translate op = {};
+
+    ASSERT_OK(s.alloc(b, 2 * page_size()));
+    map.buffer_id = b.id;
+    map.length = b.length;
+    ASSERT_OK(s(map));
+    op.flags = DMAPROBE_TRANSLATE_PHYS;
+    op.iova = map.dma_addr;
+    op.length = b.length;
+    op.nr_extents = 1;
+    op.extents = reinterpret_cast<uintptr_t>(&extent);
+    ASSERT_OK(s(op));
+    EXPECT_EQ(op.translated, b.length);
+    EXPECT_NE(extent.phys, 0u);
+    EXPECT_EQ(extent.phys % page_size(), 0u);
+}
+
+// The hint saves a search and changes no result, also when it is wrong.
+TEST_F(Translate, HintOfAnotherBuffer) {
+    Buffer a;
+    Buffer b;
+    dmaprobe_map map = {};
+    dmaprobe_extent extent = {};
+    dmaprobe_translate op = {};
+
+    ASSERT_OK(s.alloc(a, page_size()));
+    ASSERT_OK(s.alloc(b, page_size()));
+    map.buffer_id = a.id;
+    map.length = a.length;
+    ASSERT_OK(s(map));
+    op.iova = map.dma_addr;
+    op.length = a.length;
+    op.buffer_id = b.id;
+    op.nr_extents = 1;
+    op.extents = reinterpret_cast<uintptr_t>(&extent);
+    ASSERT_OK(s(op));
+    EXPECT_EQ(extent.kind, uint32_t{DMAPROBE_EXTENT_BUFFER});
+    EXPECT_EQ(extent.buffer_id, a.id);
+    EXPECT_EQ(extent.buffer_offset, 0u);
+}
+
+// Memory of another session is told as foreign, without a word about whose.
+TEST_F(Translate, OtherSessionsMemory) {
+    Raw other = Raw::open(bdf);
+    Buffer b;
+    dmaprobe_map map = {};
+
+    ASSERT_TRUE(other);
+    ASSERT_OK(other.alloc(b, page_size()));
+    map.buffer_id = b.id;
+    map.length = b.length;
+    ASSERT_OK(other(map));
+    expect_extents({{.iova = map.dma_addr, .length = page_size(), .kind = DMAPROBE_EXTENT_FOREIGN}},
+                   map.dma_addr, page_size());
+}
+
+} // namespace
+} // namespace selftest

@@ -1,0 +1,358 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-only
+"""make check: every test of dmaprobe. Runs in lab's root file system (`lab check`).
+
+Prints each suite as a KTAP subtest when it has ended, and on the last line
+"N passed, N failed, N skipped". Exits with 1 when a test failed, a suite ended
+before its plan, or nothing ran.
+"""
+
+import argparse
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import xml.etree.ElementTree as xml
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+LAB = [str(CHECKOUT / "selftests/lab/lab.py")]
+SCHEMA = CHECKOUT / "tools/schema/info.schema.json"
+SANITIZED = "build/san"
+
+
+@dataclasses.dataclass
+class Result:
+    """One test's outcome: "passed", "failed" or "skipped", and what it said."""
+
+    name: str
+    status: str
+    reason: str = ""
+    said: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class Report:
+    """A suite's outcome: its results, and what else there is to show."""
+
+    results: list[Result] = dataclasses.field(default_factory=list)
+    notes: str = ""
+    seconds: float = 0
+
+    def fail(self, name: str, why: str) -> None:
+        """Add a failure that no test reported itself."""
+        self.results.append(Result(name, "failed", said=why.splitlines()))
+
+
+LINE = re.compile(r"(?P<bad>not )?ok\b *\d* *-? *(?P<name>.*?)"
+                  r"(?: +# *(?P<what>SKIP|TODO)\b *(?P<reason>.*))?$")
+
+
+def parse_ktap(text: str, code: int, where: str) -> Report:
+    """Results out of KTAP. What is missing, by the plan or the exit code, is a failure."""
+    report = Report()
+    plan: int | None = None
+    said: list[str] = []
+    for line in text.splitlines():
+        if match := re.fullmatch(r"1\.\.(\d+)(?: .*)?", line):
+            plan = int(match[1])
+        elif line.startswith("Bail out!"):
+            report.fail(f"{where}.bail_out", line)
+        elif match := LINE.fullmatch(line):
+            status = "failed" if match["bad"] else "passed"
+            if match["what"] == "SKIP" and not match["bad"]:
+                status = "skipped"
+            report.results.append(Result(match["name"], status, match["reason"] or "", said))
+            said = []
+        elif line and not line.startswith("KTAP version"):
+            said.append(line.removeprefix("# "))
+    seen = len(report.results)
+    bad = any(result.status == "failed" for result in report.results)
+    if plan is None:
+        report.fail(f"{where}.plan", "it ended without a plan")
+    elif plan != seen:
+        report.fail(f"{where}.plan", f"{plan} tests were planned, {seen} were seen")
+    elif code and not bad:
+        report.fail(f"{where}.exit", f"every test passed, but the exit code is {code}")
+    if said:
+        report.notes = "\n".join(said)
+    return report
+
+
+def call(arguments: Sequence[str], deadline: float) -> tuple[int, str, str]:
+    """Run a program: exit code, stdout, stderr. At the deadline the code is 124."""
+    process = subprocess.Popen(arguments, cwd=CHECKOUT, stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        out, err = process.communicate(timeout=deadline)
+        code = process.returncode
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        out, err = process.communicate()
+        code = 124
+    return code, out.decode(errors="replace"), err.decode(errors="replace")
+
+
+# --- suites ------------------------------------------------------------------
+
+
+def unit(_: str) -> Report:
+    """The unit tests, on this machine, with the address and undefined-behaviour sanitizers."""
+    code, out, err = call([f"{SANITIZED}/selftests/dmaprobe-unittest"], 120)
+    report = parse_ktap(out, code, "unit")
+    if code:
+        report.notes += err
+    return report
+
+
+def in_guest(kernel: str) -> Report:
+    """The selftests in a guest, and the document that `dmaprobe info` writes there."""
+    script = ("dmaprobe info --json $DMAPROBE_BDF >/out/info.json 2>/out/info.err; "
+              "exec dmaprobe-selftest")
+    with tempfile.TemporaryDirectory() as scratch:
+        code, out, err = call([*LAB, "run", "--kernel", kernel, "--deadline", "300",
+                               "--out", scratch, "--", "sh", "-c", script], 900)
+        report = parse_ktap(out, code, "selftest")
+        if code:
+            report.notes += err
+        info = Path(scratch) / "info.json"
+        said = Path(scratch) / "info.err"
+        valid = call(["jsonschema", "-i", str(info), str(SCHEMA)], 60)
+        if info.exists() and valid[0] == 0:
+            report.results.append(Result("schema.info", "passed"))
+        else:
+            report.fail("schema.info", "".join(valid[1:])
+                        + (said.read_text(encoding="utf-8") if said.exists() else ""))
+    return report
+
+
+def functions(tests: Sequence[Callable[[], None]]) -> Report:
+    """Tests that are functions of this file; one that raises has failed."""
+    report = Report()
+    for test in tests:
+        name = test.__name__.replace("_", ".", 1)
+        try:
+            test()
+            report.results.append(Result(name, "passed"))
+        except Exception:  # pylint: disable=broad-except
+            report.fail(name, traceback.format_exc())
+    return report
+
+
+def expect(condition: bool, text: object) -> None:
+    """A test's assertion."""
+    if not condition:
+        raise AssertionError(text)
+
+
+def lab_run(*arguments: str) -> tuple[int, str, str]:
+    """lab run, without the device."""
+    return call([*LAB, "run", "--no-bind", *arguments], 200)
+
+
+def lab_passes_everything_through() -> None:
+    """Output on its own stream, the exit code, quoting, and files out of the guest."""
+    script = ("echo one; echo two >&2; echo \"$1\" >/out/word; mkdir /out/d; "
+              "head -c 3000000 /dev/zero >/out/d/big; exit 42")
+    with tempfile.TemporaryDirectory() as scratch:
+        code, out, err = lab_run("--out", scratch, "--", "sh", "-c", script, "sh", "it's a $word")
+        expect(code == 42, (code, err))
+        expect(out == "one\n", out)
+        expect("two\n" in err and "one\n" not in err, err)
+        expect((Path(scratch) / "word").read_text() == "it's a $word\n", "the file's contents")
+        expect((Path(scratch) / "d/big").stat().st_size == 3000000, "the file's size")
+
+
+def lab_keeps_a_large_output_whole() -> None:
+    """Every byte of a large output arrives, and those before a leftover process is waited for."""
+    code, out, err = lab_run("--", "sh", "-c", "sleep 1000 & seq 200000")
+    expect(code == 0, err)
+    expect(out == "".join(f"{n}\n" for n in range(1, 200001)), len(out))
+
+
+def lab_deadline_ends_a_run() -> None:
+    """A command that does not end is ended, and the end of the log is shown."""
+    began = time.monotonic()
+    code, _, err = lab_run("--deadline", "5", "--", "sleep", "1000")
+    expect(code == 1, code)
+    expect("the deadline has passed" in err, err)
+    expect(time.monotonic() - began < 60, "it took too long")
+
+
+def lab_kernel_report_fails_a_run() -> None:
+    """What looks like a kernel's WARN in the log fails a run whose command succeeded."""
+    code, out, err = lab_run("--", "sh", "-c",
+                             "echo '<4>WARNING: CPU: 0 PID: 1 at lab/test.c:1' >/dev/kmsg; echo hi")
+    expect(code == 1, code)
+    expect(out == "hi\n", out)
+    expect("WARNING: CPU: 0 PID: 1 at lab/test.c:1" in err, err)
+
+
+def lab_kernel_panic_fails_a_run() -> None:
+    """A guest whose kernel panics is a failed run."""
+    code, _, err = lab_run("--", "sh", "-c", "echo c >/proc/sysrq-trigger")
+    expect(code == 1, code)
+    expect("Kernel panic" in err, err)
+
+
+def lab_refuses_unknown_values() -> None:
+    """Values that lab does not know are refused, with those it does know."""
+    for option, known in (("--kernel", "vfio"), ("--iommu", "vtd"), ("--domain", "strict"),
+                          ("--device", "edu")):
+        code, _, err = lab_run(option, "fancy", "--", "true")
+        expect(code == 2 and "fancy" in err and known in err, (option, code, err))
+
+
+def check_counts_what_is_missing() -> None:
+    """A suite that crashes, stops early or has no plan has failed."""
+    def statuses(text: str, code: int = 0) -> list[str]:
+        return [result.status for result in parse_ktap(text, code, "x").results]
+
+    expect(statuses("1..2\nok 1 a\nok 2 b # SKIP no\n") == ["passed", "skipped"], "good")
+    expect(statuses("1..1\nnot ok 1 a\n", 1) == ["failed"], "bad")
+    expect(statuses("1..2\nok 1 a\n", 139) == ["passed", "failed"], "short")
+    expect(statuses("ok 1 a\n") == ["passed", "failed"], "no plan")
+    expect(statuses("", 1) == ["failed"], "nothing")
+    expect(statuses("1..1\nok 1 a\n", 1) == ["passed", "failed"], "bad exit")
+    expect(statuses("1..1\nBail out! why\n", 1) == ["failed"], "bail out")
+
+
+def the_lab(_: str) -> Report:
+    """The lab and this program test themselves."""
+    return functions([
+        check_counts_what_is_missing, lab_refuses_unknown_values, lab_passes_everything_through,
+        lab_keeps_a_large_output_whole, lab_deadline_ends_a_run, lab_kernel_report_fails_a_run,
+        lab_kernel_panic_fails_a_run])
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """What runs, what it is for, and what make has to build for it first."""
+
+    run: Callable[[str], Report]
+    argument: str
+    build: tuple[str, ...]
+
+
+GUEST = ("BUILD=build/lab", "STATIC=1", "build/lab/bin/dmaprobe",
+         "build/lab/selftests/dmaprobe-selftest")
+
+# In the order in which they start: the longest first.
+SUITES = {
+    "stock": Suite(in_guest, "stock", GUEST),
+    "stable": Suite(in_guest, "stable", GUEST),
+    "vfio": Suite(in_guest, "vfio", GUEST),
+    "lab": Suite(the_lab, "", GUEST),
+    "unit": Suite(unit, "", (
+        f"BUILD={SANITIZED}", "SAN=1", f"{SANITIZED}/selftests/dmaprobe-unittest")),
+}
+
+
+# --- running and reporting ---------------------------------------------------
+
+
+def build(names: list[str]) -> str:
+    """Build what the suites need; returns the output of a failed build."""
+    for goal in dict.fromkeys(SUITES[name].build for name in names):
+        if not goal:
+            continue
+        print(f"# make {' '.join(goal)}", flush=True)
+        code, out, err = call(["make", "-s", f"-j{os.cpu_count() or 1}", *goal], 1800)
+        if code:
+            return f"make {' '.join(goal)}\n{out}{err}"
+    kernels = [name for name in names if SUITES[name].run is in_guest]
+    if kernels:
+        arguments = [f"--kernel={name}" for name in kernels]
+        if subprocess.run([*LAB, "setup", *arguments], check=False).returncode:
+            return "lab setup failed"
+    return ""
+
+
+def perform(name: str) -> Report:
+    """Run one suite."""
+    began = time.monotonic()
+    suite = SUITES[name]
+    try:
+        report = suite.run(suite.argument)
+    except Exception:  # pylint: disable=broad-except
+        report = Report()
+        report.fail(f"{name}.run", traceback.format_exc())
+    if not report.results:
+        report.fail(f"{name}.empty", "the suite has no tests")
+    report.seconds = time.monotonic() - began
+    return report
+
+
+def show(number: int, name: str, report: Report) -> None:
+    """Print a suite as a KTAP subtest."""
+    lines = [f"    1..{len(report.results)}"]
+    for index, result in enumerate(report.results, 1):
+        lines += [f"    # {line}" for line in result.said]
+        skip = f" # SKIP {result.reason}" if result.status == "skipped" else ""
+        lines.append(f"    {'not ' * (result.status == 'failed')}ok {index} {result.name}{skip}")
+    lines += [f"    # {line}" for line in report.notes.splitlines()]
+    bad = any(result.status == "failed" for result in report.results)
+    print(f"# Subtest: {name}", *lines,
+          f"{'not ' * bad}ok {number} {name} # {report.seconds:.1f} s", sep="\n", flush=True)
+
+
+def write_junit(path: Path, reports: dict[str, Report]) -> None:
+    """The same as JUnit's XML."""
+    top = xml.Element("testsuites", name="dmaprobe")
+    for name, report in reports.items():
+        suite = xml.SubElement(top, "testsuite", name=name, time=f"{report.seconds:.1f}",
+                               tests=str(len(report.results)))
+        for status, attribute in (("failed", "failures"), ("skipped", "skipped")):
+            count = sum(result.status == status for result in report.results)
+            suite.set(attribute, str(count))
+        for result in report.results:
+            case = xml.SubElement(suite, "testcase", classname=name, name=result.name)
+            if result.status == "failed":
+                xml.SubElement(case, "failure", message="failed").text = "\n".join(result.said)
+            elif result.status == "skipped":
+                xml.SubElement(case, "skipped", message=result.reason)
+    xml.indent(top)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    xml.ElementTree(top).write(path, encoding="utf-8", xml_declaration=True)
+
+
+def main() -> int:
+    """Build, run, report."""
+    options = argparse.ArgumentParser(prog="lab check", description=__doc__)
+    options.add_argument("--suite", choices=SUITES, action="append",
+                         help="run only this suite; may be given several times")
+    options.add_argument("--junit", type=Path, metavar="FILE", help="also write JUnit's XML")
+    chosen = options.parse_args()
+    names = [name for name in SUITES if not chosen.suite or name in chosen.suite]
+
+    reports: dict[str, Report] = {}
+    print("KTAP version 1", f"1..{len(names)}", sep="\n", flush=True)
+    broken = build(names)
+    if broken:
+        reports["build"] = Report()
+        reports["build"].fail("build", broken)
+        show(1, "build", reports["build"])
+    else:
+        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+            running = {name: pool.submit(perform, name) for name in names}
+            for number, name in enumerate(names, 1):
+                reports[name] = running[name].result()
+                show(number, name, reports[name])
+    if chosen.junit:
+        write_junit(chosen.junit, reports)
+
+    results = [result for report in reports.values() for result in report.results]
+    count = {status: sum(result.status == status for result in results)
+             for status in ("passed", "failed", "skipped")}
+    print(f"{count['passed']} passed, {count['failed']} failed, {count['skipped']} skipped")
+    return 1 if count["failed"] or not count["passed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,667 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// The device moves bytes through what was mapped, and through nothing else. By the
+// library, so that its objects are tested along the way.
+
+#include "fixture.h"
+#include "ktap.h"
+#include "result.h"
+#include "system.h"
+
+#include <dmaprobe/buffer.h>
+#include <dmaprobe/device.h>
+#include <dmaprobe/engine.h>
+#include <dmaprobe/fault.h>
+#include <dmaprobe/iova.h>
+#include <dmaprobe/mapping.h>
+#include <dmaprobe/session.h>
+#include <dmaprobe/translate.h>
+
+#include <linux/pci_regs.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <format>
+
+namespace selftest {
+namespace {
+
+namespace dp = dmaprobe;
+using dp::Direction;
+using dp::Iova;
+using dp::MapKind;
+using dp::Size;
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+std::vector<std::byte> pattern(size_t length, unsigned seed) {
+    std::vector<std::byte> bytes(length);
+
+    for (size_t i = 0; i < length; i++)
+        bytes[i] = static_cast<std::byte>((i * 131 + i / 251 + seed * 17 + 1) & 0xff);
+    return bytes;
+}
+
+void put(std::span<std::byte> to, const std::vector<std::byte>& from) {
+    std::ranges::copy(from, to.begin());
+}
+
+testing::AssertionResult same(std::span<const std::byte> got, std::span<const std::byte> want) {
+    const auto [g, w] = std::ranges::mismatch(got, want);
+
+    if (g == got.end() && w == want.end())
+        return testing::AssertionSuccess();
+    const auto at = g - got.begin();
+    return testing::AssertionFailure()
+           << std::format("byte {} of {} differs: {:#04x}, not {:#04x}", at, want.size(),
+                          g == got.end() ? 0u : std::to_integer<unsigned>(*g),
+                          w == want.end() ? 0u : std::to_integer<unsigned>(*w));
+}
+
+class Engine : public DeviceTest {
+protected:
+    void SetUp() override {
+        DeviceTest::SetUp();
+        if (IsSkipped() || HasFatalFailure())
+            return;
+        iommu = s.translated();
+        no_iova = s.missing("dma_iova_link").value_or(iommu ? "" : "no IOMMU translates");
+        granule = s.granule();
+
+        // One session for the device's registers, which stays open when the one
+        // that maps is closed.
+        auto opened = dp::Session::open(bdf);
+        ASSERT_WORKS(opened);
+        keeper.emplace(std::move(*opened));
+        auto reached = dp::DeviceAccess::open(*keeper);
+        ASSERT_WORKS(reached);
+        access.emplace(std::move(*reached));
+        RecordProperty("route", std::string(dp::to_string(access->route())));
+        RecordProperty("route_reason", access->why());
+        auto probed = dp::Engine::probe(*keeper, *access);
+        if (!probed && probed.error().code == ENOTSUP)
+            GTEST_SKIP() << probed.error().message();
+        ASSERT_WORKS(probed);
+        engine = std::move(*probed);
+        ASSERT_WORKS(keeper->set_mask(engine->dma_mask()));
+
+        auto second = dp::Session::open(bdf);
+        ASSERT_WORKS(second);
+        session.emplace(std::move(*second));
+        if (!iommu) {
+            const dp::Buffer b = buffer(page_size());
+            const auto reach =
+                dp::Mapping::map(b, MapKind::page, Size(), b.length(), Direction::bidirectional);
+
+            if (!reach && reach.error().code == EIO)
+                GTEST_SKIP() << "no IOMMU translates, and the device cannot reach "
+                                "the memory by itself";
+        }
+        if (iommu) {
+            auto watching = dp::FaultWatcher::open();
+            ASSERT_WORKS(watching);
+            watcher.emplace(std::move(*watching));
+        }
+    }
+
+    dp::Buffer buffer(uint64_t length, dp::BufferKind kind = dp::BufferKind::contiguous) {
+        auto made = dp::Buffer::alloc(*session, kind, Size(length));
+
+        EXPECT_WORKS(made);
+        return std::move(made.value());
+    }
+
+    dp::Mapping map(const dp::Buffer& b, Direction dir, MapKind kind = MapKind::page) {
+        auto made = dp::Mapping::map(b, kind, Size(), b.length(), dir);
+
+        EXPECT_WORKS(made);
+        return std::move(made.value());
+    }
+
+    // The device writes these bytes to memory.
+    void device_writes(Iova to, const std::vector<std::byte>& bytes) {
+        dp::Buffer b = buffer(page_size());
+        dp::Mapping m = map(b, Direction::to_device);
+
+        load_device(bytes, b, m);
+        EXPECT_WORKS(engine->copy_from_device(to, Size(bytes.size())));
+    }
+
+    // What the device reads from memory.
+    std::vector<std::byte> device_reads(Iova from, size_t length) {
+        dp::Buffer b = buffer(page_size());
+        dp::Mapping m = map(b, Direction::from_device);
+
+        EXPECT_WORKS(engine->copy_to_device(from, Size(length)));
+        EXPECT_WORKS(engine->copy_from_device(m.dma_addr(), Size(length)));
+        EXPECT_WORKS(m.sync_for_cpu());
+        return {b.bytes().begin(), b.bytes().begin() + static_cast<ptrdiff_t>(length)};
+    }
+
+    void load_device(const std::vector<std::byte>& bytes, dp::Buffer& b, dp::Mapping& m) {
+        put(b.bytes(), bytes);
+        EXPECT_WORKS(m.sync_for_device());
+        EXPECT_WORKS(engine->copy_to_device(m.dma_addr(), Size(bytes.size())));
+    }
+
+    // The device's next access there faults, and nothing else does.
+    void expect_fault(Iova at, dp::FaultAccess what) {
+        const auto fault = watcher->wait(session_bdf(), seconds(5));
+
+        ASSERT_WORKS(fault);
+        EXPECT_EQ(fault->iova, at.align_down(Size(granule)));
+        EXPECT_EQ(dp::to_string(fault->access), dp::to_string(what));
+        EXPECT_FALSE(fault->reason.empty());
+    }
+
+    void expect_no_fault() {
+        if (!watcher)
+            return;
+        const auto faults = watcher->drain();
+
+        ASSERT_WORKS(faults);
+        for (const dp::Fault& fault : *faults)
+            EXPECT_FALSE(fault.is_from(session_bdf())) << fault.raw;
+    }
+
+    // One access of the bus only: each would be a fault of its own.
+    void expect_read_faults(Iova at) {
+        ask_for_faults(1);
+        EXPECT_WORKS(engine->copy_to_device(at, Size(4)));
+        expect_fault(at, dp::FaultAccess::read);
+    }
+
+    void expect_write_faults(Iova at) {
+        ask_for_faults(1);
+        EXPECT_WORKS(engine->copy_from_device(at, Size(4)));
+        expect_fault(at, dp::FaultAccess::write);
+    }
+
+    dp::Bdf session_bdf() const { return keeper->bdf(); }
+
+    bool iommu = false;
+    std::string no_iova;
+    uint64_t granule = 0;
+    std::optional<dp::Session> keeper;
+    std::optional<dp::DeviceAccess> access;
+    std::unique_ptr<dp::Engine> engine;
+    std::optional<dp::Session> session;
+    std::optional<dp::FaultWatcher> watcher;
+};
+
+#define NEEDS_IOMMU()                                                                              \
+    if (!iommu)                                                                                    \
+    GTEST_SKIP() << "no IOMMU translates for the device"
+#define NEEDS_IOVA()                                                                               \
+    if (!no_iova.empty())                                                                          \
+    GTEST_SKIP() << no_iova
+
+// Through VFIO where the kernel has what it takes, otherwise through sysfs.
+TEST_F(Engine, RouteIsTheOneThatTheKernelOffers) {
+    bool node = false;
+    std::error_code none;
+
+    for (const auto& entry : std::filesystem::directory_iterator(pci_path(bdf) + "/vfio-dev", none))
+        node |= exists("/dev/vfio/devices/" + entry.path().filename().string());
+    const bool vfio = node && exists("/dev/iommu");
+
+    diagnose(std::format("route: {} ({})", dp::to_string(access->route()), access->why()));
+    EXPECT_EQ(dp::to_string(access->route()), vfio ? "vfio" : "sysfs");
+    EXPECT_FALSE(access->why().empty());
+    EXPECT_EQ(read_text(pci_path(bdf) + "/vendor"), std::format("{:#06x}", access->vendor()));
+    EXPECT_EQ(read_text(pci_path(bdf) + "/device"), std::format("{:#06x}", access->device()));
+}
+
+TEST_F(Engine, ForcedRoute) {
+    const dp::Route other = access->route() == dp::Route::vfio ? dp::Route::sysfs : dp::Route::vfio;
+
+    engine.reset();
+    ASSERT_WORKS(access->close());
+    if (other == dp::Route::vfio) {
+        EXPECT_FAILS(dp::DeviceAccess::open(*keeper, other), EOPNOTSUPP);
+        return;
+    }
+    auto forced = dp::DeviceAccess::open(*keeper, other);
+    ASSERT_WORKS(forced);
+    EXPECT_EQ(dp::to_string(forced->route()), dp::to_string(other));
+    auto probed = dp::Engine::probe(*keeper, *forced);
+    ASSERT_WORKS(probed);
+    dp::Buffer b = buffer(page_size());
+    dp::Mapping m = map(b, Direction::bidirectional);
+    put(b.bytes(), pattern(64, 3));
+    EXPECT_WORKS((*probed)->copy(m.dma_addr() + Size(128), m.dma_addr(), Size(64)));
+    EXPECT_TRUE(same(b.bytes().subspan(128, 64), pattern(64, 3)));
+}
+
+// Only one can have the device's registers by VFIO; by sysfs many can.
+TEST_F(Engine, SecondAccess) {
+    auto again = dp::DeviceAccess::open(*session);
+
+    if (access->route() == dp::Route::vfio)
+        EXPECT_FAILS(again, EBUSY);
+    else
+        EXPECT_WORKS(again);
+}
+
+TEST_F(Engine, Bars) {
+    auto bar = access->bar(0);
+
+    ASSERT_WORKS(bar);
+    EXPECT_GE(bar->length(), Size(4096));
+    EXPECT_WORKS(bar->read32(0));
+    EXPECT_FAILS(bar->read32(bar->length().value()), ERANGE);
+    EXPECT_FAILS(bar->read32(bar->length().value() - 2), ERANGE);
+    EXPECT_FAILS(bar->read32(~uint64_t{0} - 3), ERANGE);
+    EXPECT_FAILS(bar->read32(2), EINVAL);
+    EXPECT_FAILS(bar->read64(4), EINVAL);
+    EXPECT_FAILS(bar->write32(bar->length().value(), 0), ERANGE);
+    EXPECT_FAILS(access->bar(6), EINVAL);
+    EXPECT_FAILS(access->bar(1), ENXIO) << "edu has one BAR";
+}
+
+TEST_F(Engine, WrongArguments) {
+    const dp::EngineTraits& traits = engine->traits();
+    const Iova good(0x1000);
+    const Iova last(traits.dma_mask);
+
+    EXPECT_FAILS(engine->copy_to_device(good, Size(0)), EINVAL);
+    EXPECT_FAILS(engine->copy_to_device(good, traits.max_transfer + Size(1)), EINVAL);
+    EXPECT_FAILS(engine->copy_to_device(good, Size(2), traits.device_memory - Size(1)), EINVAL);
+    EXPECT_FAILS(engine->copy_to_device(good, Size(1), traits.device_memory), EINVAL);
+    EXPECT_FAILS(engine->copy_to_device(good, Size(1), Size::max()), EINVAL);
+    EXPECT_FAILS(engine->copy_to_device(last, Size(2)), ERANGE);
+    EXPECT_FAILS(engine->copy_to_device(last + Size(1), Size(1)), ERANGE);
+    EXPECT_FAILS(engine->copy_from_device(last + Size(1), Size(1)), ERANGE);
+    EXPECT_FAILS(engine->copy_from_device(Iova::max(), Size(16)), ERANGE);
+    EXPECT_FAILS(engine->copy(last, good, Size(2)), ERANGE);
+    EXPECT_FAILS(engine->copy(good, last, Size(2)), ERANGE);
+    EXPECT_FAILS(engine->copy(good, good, Size(0)), EINVAL);
+    ASSERT_TRUE(engine->last_error());
+    EXPECT_EQ(engine->last_error()->code, EINVAL);
+    expect_no_fault();
+}
+
+class EngineMaps : public Engine, public testing::WithParamInterface<MapKind> {};
+
+INSTANTIATE_TEST_SUITE_P(Kind, EngineMaps,
+                         testing::Values(MapKind::single, MapKind::page, MapKind::phys),
+                         [](const auto& row) { return std::string(dp::to_string(row.param)); });
+
+// The device reads through one mapping and writes through another.
+TEST_P(EngineMaps, DataBothWays) {
+    const size_t page = page_size();
+
+    if (GetParam() == MapKind::phys) {
+        if (const auto why = s.missing("dma_map_phys"))
+            GTEST_SKIP() << *why;
+    }
+    dp::Buffer src = buffer(2 * page);
+    dp::Buffer dst = buffer(2 * page);
+    dp::Mapping from = map(src, Direction::to_device, GetParam());
+    dp::Mapping to = map(dst, Direction::from_device, GetParam());
+    const auto bytes = pattern(2 * page, 1);
+
+    EXPECT_LE(from.dma_addr().value() + 2 * page - 1, engine->dma_mask());
+    put(src.bytes(), bytes);
+    ASSERT_WORKS(from.sync_for_device());
+    // A full page, then a piece across the pages' edge.
+    ASSERT_WORKS(engine->copy(to.dma_addr(), from.dma_addr(), Size(page)));
+    ASSERT_WORKS(to.sync_for_cpu());
+    EXPECT_TRUE(same(dst.bytes().first(page), std::span(bytes).first(page)));
+    EXPECT_TRUE(same(dst.bytes().subspan(page), std::vector<std::byte>(page)))
+        << "written behind the end";
+    ASSERT_WORKS(
+        engine->copy(to.dma_addr() + Size(page - 5), from.dma_addr() + Size(page - 20), Size(40)));
+    ASSERT_WORKS(to.sync_for_cpu(Size(page - 5), Size(40)));
+    EXPECT_TRUE(same(dst.bytes().subspan(page - 5, 40), std::span(bytes).subspan(page - 20, 40)));
+    EXPECT_TRUE(same(src.bytes(), bytes)) << "the source changed";
+    expect_no_fault();
+    EXPECT_WORKS(from.unmap());
+    EXPECT_WORKS(to.unmap());
+}
+
+TEST_P(EngineMaps, DataThroughOneBidirectionalMapping) {
+    const size_t page = page_size();
+
+    if (GetParam() == MapKind::phys) {
+        if (const auto why = s.missing("dma_map_phys"))
+            GTEST_SKIP() << *why;
+    }
+    dp::Buffer b = buffer(4 * page);
+    dp::Mapping m = map(b, Direction::bidirectional, GetParam());
+    const auto bytes = pattern(page, 2);
+
+    put(b.bytes(), bytes);
+    ASSERT_WORKS(m.sync_for_device());
+    ASSERT_WORKS(engine->copy(m.dma_addr() + Size(3 * page), m.dma_addr(), Size(page)));
+    ASSERT_WORKS(m.sync_for_cpu());
+    EXPECT_TRUE(same(b.bytes().subspan(3 * page), bytes));
+    EXPECT_TRUE(same(b.bytes().first(page), bytes));
+    EXPECT_TRUE(same(b.bytes().subspan(page, 2 * page), std::vector<std::byte>(2 * page)));
+    expect_no_fault();
+}
+
+// Pages that lie anywhere are one range to the device. dma_iova_sync() is called,
+// as it must be; that it was needed cannot be seen here: VT-d without caching mode
+// does not cache what is not mapped, so a forgotten sync goes unnoticed.
+TEST_F(Engine, LinkedPagesAtEveryEdge) {
+    NEEDS_IOVA();
+    const size_t page = page_size();
+    const size_t n = 4;
+    dp::Buffer pages = buffer(n * page, dp::BufferKind::scattered);
+    auto space = dp::IovaSpace::try_alloc(*session, Size(n * page));
+    const auto bytes = pattern(n * page, 4);
+    // Where in the space each of the buffer's pages goes.
+    const size_t place[n] = {2, 0, 3, 1};
+
+    diagnose("VT-d without caching mode cannot show a forgotten dma_iova_sync()");
+    ASSERT_WORKS(space);
+    for (size_t i = 0; i < n; i++) {
+        ASSERT_WORKS(space->link(pages, Size(i * page), Size(place[i] * page), Size(page),
+                                 Direction::bidirectional));
+        put(pages.bytes().subspan(i * page, page),
+            {bytes.begin() + static_cast<ptrdiff_t>(place[i] * page),
+             bytes.begin() + static_cast<ptrdiff_t>((place[i] + 1) * page)});
+    }
+    ASSERT_WORKS(space->sync(Size(), Size(n * page)));
+
+    // Reads: the first bytes, across each edge, the last bytes.
+    EXPECT_TRUE(same(device_reads(space->addr(), 16), std::span(bytes).first(16)));
+    for (size_t i = 1; i < n; i++)
+        EXPECT_TRUE(same(device_reads(space->addr() + Size(i * page - 16), 32),
+                         std::span(bytes).subspan(i * page - 16, 32)))
+            << "across the end of page " << i - 1;
+    EXPECT_TRUE(
+        same(device_reads(space->addr() + Size(n * page - 16), 16), std::span(bytes).last(16)));
+
+    // Writes, in the same places.
+    auto want = bytes;
+    const auto written = [&](size_t at, size_t length, unsigned seed) {
+        const auto piece = pattern(length, seed);
+
+        device_writes(space->addr() + Size(at), piece);
+        std::ranges::copy(piece, want.begin() + static_cast<ptrdiff_t>(at));
+    };
+    written(0, 8, 10);
+    for (size_t i = 1; i < n; i++)
+        written(i * page - 8, 16, static_cast<unsigned>(10 + i));
+    written(n * page - 8, 8, 20);
+    for (size_t i = 0; i < n; i++)
+        EXPECT_TRUE(same(pages.bytes().subspan(i * page, page),
+                         std::span(want).subspan(place[i] * page, page)))
+            << "page " << i << " of the buffer";
+    expect_no_fault();
+    EXPECT_WORKS(space->destroy(Size(n * page), Direction::bidirectional));
+}
+
+// The library's and the bare ABI's view of the page tables are one.
+TEST_F(Engine, TranslateOfTheLibrary) {
+    NEEDS_IOMMU();
+    const size_t page = page_size();
+    dp::Buffer b = buffer(4 * page);
+    dp::Mapping m = map(b, Direction::bidirectional);
+    auto extents = dp::translate(*session, m.dma_addr(), m.length());
+
+    ASSERT_WORKS(extents);
+    ASSERT_EQ(extents->size(), 1u);
+    EXPECT_EQ(extents->front().iova, m.dma_addr());
+    EXPECT_EQ(extents->front().length, m.length());
+    EXPECT_EQ(extents->front().kind, dp::ExtentKind::buffer);
+    EXPECT_EQ(extents->front().buffer_id, b.id());
+    EXPECT_EQ(extents->front().buffer_offset, Size());
+    EXPECT_FALSE(extents->front().phys);
+    const Iova at = m.dma_addr();
+    EXPECT_WORKS(m.unmap());
+    extents = dp::translate(*session, at, Size(4 * page), {.phys = true});
+    ASSERT_WORKS(extents);
+    ASSERT_EQ(extents->size(), 1u);
+    EXPECT_EQ(extents->front().kind, dp::ExtentKind::hole);
+    EXPECT_EQ(extents->front().length, Size(4 * page));
+    EXPECT_FALSE(extents->front().phys);
+}
+
+// --- what must not work ----------------------------------------------------
+
+TEST_F(Engine, WriteThroughToDevice) {
+    NEEDS_IOMMU();
+    dp::Buffer b = buffer(page_size());
+    dp::Mapping m = map(b, Direction::to_device);
+    const auto bytes = pattern(page_size(), 5);
+
+    put(b.bytes(), bytes);
+    ASSERT_WORKS(m.sync_for_device());
+    expect_write_faults(m.dma_addr());
+    EXPECT_TRUE(same(b.bytes(), bytes)) << "the device wrote";
+    // The mapping still serves what it is for.
+    EXPECT_TRUE(same(device_reads(m.dma_addr(), 64), std::span(bytes).first(64)));
+    expect_no_fault();
+}
+
+TEST_F(Engine, WriteThroughALinkToDevice) {
+    NEEDS_IOVA();
+    const size_t page = page_size();
+    dp::Buffer b = buffer(2 * page);
+    auto space = dp::IovaSpace::try_alloc(*session, Size(2 * page));
+    const auto bytes = pattern(2 * page, 6);
+
+    ASSERT_WORKS(space);
+    ASSERT_WORKS(space->link(b, Size(), Size(), Size(page), Direction::bidirectional));
+    ASSERT_WORKS(space->link(b, Size(page), Size(page), Size(page), Direction::to_device));
+    ASSERT_WORKS(space->sync(Size(), Size(2 * page)));
+    put(b.bytes(), bytes);
+    expect_write_faults(space->addr() + Size(page));
+    EXPECT_TRUE(same(b.bytes(), bytes)) << "the device wrote";
+    device_writes(space->addr(), pattern(64, 7));
+    EXPECT_TRUE(same(b.bytes().first(64), pattern(64, 7))) << "the neighbour does not work";
+    expect_no_fault();
+}
+
+TEST_F(Engine, DmaAfterUnmap) {
+    NEEDS_IOMMU();
+    const size_t page = page_size();
+    dp::Buffer b = buffer(4 * page);
+    dp::Mapping m = map(b, Direction::bidirectional);
+    const auto bytes = pattern(4 * page, 8);
+    const Iova at = m.dma_addr();
+
+    device_writes(at + Size(2 * page), pattern(64, 9));
+    EXPECT_TRUE(same(b.bytes().subspan(2 * page, 64), pattern(64, 9)));
+    expect_no_fault();
+    ASSERT_WORKS(m.unmap());
+    put(b.bytes(), bytes);
+    expect_write_faults(at + Size(2 * page));
+    EXPECT_TRUE(same(b.bytes(), bytes)) << "the device wrote after the unmap";
+}
+
+TEST_F(Engine, DmaAfterUnlink) {
+    NEEDS_IOVA();
+    const size_t page = page_size();
+    dp::Buffer b = buffer(3 * page);
+    auto space = dp::IovaSpace::try_alloc(*session, Size(3 * page));
+    const auto bytes = pattern(3 * page, 11);
+
+    ASSERT_WORKS(space);
+    for (size_t i = 0; i < 3; i++)
+        ASSERT_WORKS(
+            space->link(b, Size(i * page), Size(i * page), Size(page), Direction::bidirectional));
+    ASSERT_WORKS(space->sync(Size(), Size(3 * page)));
+    // Have the device use the page first, so that a stale entry would be cached.
+    device_writes(space->addr() + Size(page), pattern(64, 12));
+    EXPECT_TRUE(same(b.bytes().subspan(page, 64), pattern(64, 12)));
+    expect_no_fault();
+    ASSERT_WORKS(space->unlink(Size(page), Size(page), Direction::bidirectional));
+    put(b.bytes(), bytes);
+    expect_write_faults(space->addr() + Size(page));
+    EXPECT_TRUE(same(b.bytes(), bytes)) << "the device wrote after the unlink";
+    // The neighbours go on working.
+    EXPECT_TRUE(same(device_reads(space->addr() + Size(page - 32), 32),
+                     std::span(bytes).subspan(page - 32, 32)));
+    EXPECT_TRUE(same(device_reads(space->addr() + Size(2 * page), 32),
+                     std::span(bytes).subspan(2 * page, 32)));
+    expect_no_fault();
+}
+
+TEST_F(Engine, DmaAfterDestroy) {
+    NEEDS_IOVA();
+    const size_t page = page_size();
+    dp::Buffer b = buffer(3 * page, dp::BufferKind::scattered);
+    auto space = dp::IovaSpace::try_alloc(*session, Size(3 * page));
+    const auto bytes = pattern(3 * page, 13);
+
+    ASSERT_WORKS(space);
+    for (size_t i = 0; i < 3; i++)
+        ASSERT_WORKS(
+            space->link(b, Size(i * page), Size(i * page), Size(page), Direction::bidirectional));
+    ASSERT_WORKS(space->sync(Size(), Size(3 * page)));
+    device_writes(space->addr(), pattern(64, 14));
+    EXPECT_TRUE(same(b.bytes().first(64), pattern(64, 14)));
+    const Iova at = space->addr();
+    ASSERT_WORKS(space->destroy(Size(3 * page), Direction::bidirectional));
+    EXPECT_EQ(space->addr(), at) << "the address must stay readable";
+    put(b.bytes(), bytes);
+    expect_write_faults(at);
+    expect_read_faults(at + Size(2 * page));
+    EXPECT_TRUE(same(b.bytes(), bytes)) << "the device wrote after the destroy";
+}
+
+// The session that mapped is closed with all of it live; the device is kept
+// enabled by another.
+TEST_F(Engine, DmaAfterClose) {
+    NEEDS_IOMMU();
+    const size_t page = page_size();
+    Iova linked;
+    Iova mapped;
+
+    {
+        Raw raw = Raw::open(bdf);
+        Buffer b;
+        dmaprobe_map m = {};
+        dmaprobe_iova_alloc io = {};
+
+        ASSERT_TRUE(raw);
+        ASSERT_OK(raw.alloc(b, page));
+        m.kind = DMAPROBE_MAP_PAGE;
+        m.buffer_id = b.id;
+        m.length = page;
+        ASSERT_OK(raw(m));
+        mapped = Iova(m.dma_addr);
+        if (no_iova.empty()) {
+            ASSERT_OK(raw.iova_alloc(io, page));
+            ASSERT_OK(raw.link(io.id, 0, b, 0, page));
+            ASSERT_OK(raw.iova_sync(io.id, 0, page));
+            linked = Iova(io.addr);
+        }
+        Memory memory = raw.mmap(b);
+        ASSERT_TRUE(memory);
+        device_writes(mapped, pattern(64, 15));
+        EXPECT_TRUE(same(memory.bytes().first(64), pattern(64, 15)));
+        if (no_iova.empty()) {
+            device_writes(linked + Size(64), pattern(64, 16));
+            EXPECT_TRUE(same(memory.bytes().subspan(64, 64), pattern(64, 16)));
+        }
+        expect_no_fault();
+        memory.unmap();
+        ASSERT_OK(raw.close());
+    }
+    expect_hole(mapped.value(), page);
+    if (no_iova.empty())
+        expect_hole(linked.value(), page);
+    // Faults are few; whichever is the more likely to have been forgotten.
+    expect_write_faults(no_iova.empty() ? linked : mapped);
+}
+
+// The library's session is closed while its objects live: they are of no use any
+// more, and the memory that they show is still there.
+TEST_F(Engine, LibrarySessionClosedUnderItsObjects) {
+    const size_t page = page_size();
+    dp::Buffer b = buffer(page);
+    dp::Mapping m = map(b, Direction::bidirectional);
+
+    put(b.bytes(), pattern(page, 17));
+    ASSERT_WORKS(session->close());
+    EXPECT_EQ(session->fd(), -1);
+    EXPECT_WORKS(session->close()) << "a second close";
+    EXPECT_FAILS(session->limits(), EBADF);
+    EXPECT_FAILS(m.sync_for_cpu(), EBADF);
+    EXPECT_TRUE(same(b.bytes(), pattern(page, 17)));
+    EXPECT_FAILS(m.unmap(), EBADF);
+    EXPECT_WORKS(m.unmap()) << "closed by the first";
+    EXPECT_FAILS(b.close(), EBADF);
+    EXPECT_WORKS(b.close()) << "closed by the first";
+}
+
+// With bus mastering off the device can do nothing, and no IOMMU sees it try.
+TEST_F(Engine, BusMasteringOff) {
+    dp::Buffer b = buffer(page_size());
+    dp::Mapping m = map(b, Direction::bidirectional);
+    const auto bytes = pattern(page_size(), 18);
+    const auto command = access->read_config16(PCI_COMMAND);
+
+    ASSERT_WORKS(command);
+    ASSERT_TRUE(*command & PCI_COMMAND_MASTER) << "bus mastering is off from the start";
+    device_writes(m.dma_addr(), pattern(64, 19));
+    EXPECT_TRUE(same(b.bytes().first(64), pattern(64, 19)));
+    put(b.bytes(), bytes);
+    ASSERT_WORKS(
+        access->write_config16(PCI_COMMAND, static_cast<uint16_t>(*command & ~PCI_COMMAND_MASTER)));
+    EXPECT_WORKS(engine->copy_from_device(m.dma_addr(), Size(64)));
+    EXPECT_TRUE(same(b.bytes(), bytes)) << "the device wrote";
+    expect_no_fault();
+    ASSERT_WORKS(access->write_config16(PCI_COMMAND, *command));
+    device_writes(m.dma_addr(), pattern(64, 20));
+    EXPECT_TRUE(same(b.bytes().first(64), pattern(64, 20)));
+}
+
+// The session that enabled the device is closed: the device stops.
+TEST_F(Engine, CommandRegisterFollowsTheAccess) {
+    const std::string config = pci_path(bdf) + "/config";
+    const auto enabled = [&] {
+        const std::string text = read_text(config);
+
+        return text.size() > PCI_COMMAND &&
+               (static_cast<unsigned char>(text[PCI_COMMAND]) & PCI_COMMAND_MASTER) != 0;
+    };
+
+    EXPECT_TRUE(enabled());
+    engine.reset();
+    ASSERT_WORKS(access->close());
+    EXPECT_FALSE(enabled());
+    EXPECT_FAILS(access->read_config16(PCI_COMMAND), EBADF);
+    EXPECT_WORKS(access->close()) << "a second close";
+    auto again = dp::DeviceAccess::open(*keeper);
+    ASSERT_WORKS(again);
+    EXPECT_TRUE(enabled());
+}
+
+TEST_F(Engine, Reset) {
+    const auto done = access->reset();
+
+    if (!done && done.error().code == EOPNOTSUPP)
+        GTEST_SKIP() << done.error().message();
+    ASSERT_WORKS(done);
+    ASSERT_WORKS(engine->reset());
+    dp::Buffer b = buffer(page_size());
+    dp::Mapping m = map(b, Direction::bidirectional);
+    device_writes(m.dma_addr(), pattern(64, 21));
+    EXPECT_TRUE(same(b.bytes().first(64), pattern(64, 21)));
+}
+
+// A deadline that is too short is an error, and the engine comes to rest again.
+TEST_F(Engine, Deadline) {
+    dp::Buffer b = buffer(page_size());
+    dp::Mapping m = map(b, Direction::bidirectional);
+
+    engine->set_deadline(milliseconds(1));
+    const auto started = std::chrono::steady_clock::now();
+    const auto done = engine->copy_to_device(m.dma_addr(), Size(64));
+    EXPECT_LT(std::chrono::steady_clock::now() - started, seconds(2));
+    EXPECT_FAILS(done, ETIMEDOUT);
+    engine->set_deadline(seconds(2));
+    ASSERT_WORKS(engine->reset());
+    EXPECT_WORKS(engine->copy_to_device(m.dma_addr(), Size(64)));
+    EXPECT_FALSE(engine->last_error());
+}
+
+} // namespace
+} // namespace selftest

@@ -1,0 +1,339 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+#include "fixture.h"
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <fcntl.h>
+#include <format>
+#include <iomanip>
+#include <ostream>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <thread>
+#include <unistd.h>
+
+namespace selftest {
+
+void PrintTo(const Errno& err, std::ostream* out) {
+    const char* name = err.value ? strerrorname_np(err.value) : "success";
+
+    *out << (name ? name : "unknown") << " (" << err.value << ")";
+}
+
+void PrintTo(const Extent& e, std::ostream* out) {
+    static const char* const kinds[] = {"hole", "buffer", "foreign"};
+
+    *out << std::format("{:#x}+{:#x} ", e.iova, e.length)
+         << (e.kind < std::size(kinds) ? kinds[e.kind] : "?");
+    if (e.kind == DMAPROBE_EXTENT_BUFFER)
+        *out << std::format(" {}+{:#x}", e.buffer_id, e.buffer_offset);
+}
+
+int Fd::close() {
+    const int fd = std::exchange(fd_, -1);
+
+    return fd >= 0 && ::close(fd) ? errno : 0;
+}
+
+size_t page_size() {
+    static const size_t size = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+
+    return size;
+}
+
+Memory Memory::fenced(size_t length) {
+    const size_t pages = (length + page_size() - 1) / page_size() * page_size();
+    void* start = ::mmap(nullptr, pages + page_size(), PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    if (start == MAP_FAILED)
+        return {};
+    // The fence stays with the range so that nobody else's mapping lands there.
+    if (mprotect(static_cast<std::byte*>(start) + pages, page_size(), PROT_NONE)) {
+        munmap(start, pages + page_size());
+        return {};
+    }
+    return {start, pages, page_size()};
+}
+
+bool Memory::protect(int prot) const {
+    return mprotect(start_, length_, prot) == 0;
+}
+
+void Memory::unmap() {
+    if (start_)
+        munmap(start_, length_ + fence_);
+    start_ = nullptr;
+    length_ = 0;
+    fence_ = 0;
+}
+
+int submit(int fd, unsigned long command, void* op) {
+    return ioctl(fd, command, op) < 0 ? errno : 0;
+}
+
+std::string env(const char* name) {
+    const char* value = std::getenv(name);
+
+    return value ? value : "";
+}
+
+std::string node_path(const std::string& bdf) {
+    return "/dev/dmaprobe/" + bdf;
+}
+
+bool wait_for(const std::function<bool()>& condition, std::chrono::milliseconds timeout) {
+    const auto end = std::chrono::steady_clock::now() + timeout;
+
+    for (;;) {
+        if (condition())
+            return true;
+        if (std::chrono::steady_clock::now() >= end)
+            return false;
+        std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+}
+
+void ask_for_faults(unsigned count) {
+    using clock = std::chrono::steady_clock;
+    static std::deque<clock::time_point> told;
+    constexpr size_t burst = 3;
+    constexpr auto interval = std::chrono::milliseconds(5200);
+
+    for (; count; count--) {
+        if (told.size() >= burst) {
+            std::this_thread::sleep_until(told.front() + interval);
+            told.pop_front();
+        }
+        told.push_back(clock::now());
+    }
+}
+
+Raw Raw::open(const std::string& bdf) {
+    Raw raw;
+    const int fd = ::open(node_path(bdf).c_str(), O_RDWR | O_CLOEXEC);
+
+    raw.error_ = fd < 0 ? errno : 0;
+    raw.fd_ = Fd(fd);
+    return raw;
+}
+
+int Raw::alloc(Buffer& out, uint64_t length, uint32_t kind) const {
+    dmaprobe_buffer_alloc op = {};
+
+    op.kind = kind;
+    op.length = length;
+    const int err = (*this)(op);
+    if (!err)
+        out = {.id = op.id, .length = length, .mmap_offset = op.mmap_offset};
+    return err;
+}
+
+int Raw::free(const Buffer& buffer) const {
+    dmaprobe_buffer_free op = {};
+
+    op.id = buffer.id;
+    return (*this)(op);
+}
+
+Memory Raw::mmap(const Buffer& buffer) const {
+    void* start = ::mmap(nullptr, buffer.length, PROT_READ | PROT_WRITE, MAP_SHARED, fd(),
+                         static_cast<off_t>(buffer.mmap_offset));
+
+    return start == MAP_FAILED ? Memory{} : Memory{start, buffer.length};
+}
+
+int Raw::unmap(uint32_t mapping) const {
+    dmaprobe_unmap op = {};
+
+    op.id = mapping;
+    return (*this)(op);
+}
+
+int Raw::iova_alloc(dmaprobe_iova_alloc& out, uint64_t length) const {
+    out = {};
+    out.length = length;
+    return (*this)(out);
+}
+
+int Raw::iova_free(uint32_t iova) const {
+    dmaprobe_iova_free op = {};
+
+    op.id = iova;
+    return (*this)(op);
+}
+
+int Raw::link(uint32_t iova, uint64_t offset, const Buffer& buffer, uint64_t buffer_offset,
+              uint64_t length, uint32_t dir) const {
+    dmaprobe_iova_link op = {};
+
+    op.id = iova;
+    op.buffer_id = buffer.id;
+    op.dir = dir;
+    op.buffer_offset = buffer_offset;
+    op.offset = offset;
+    op.length = length;
+    return (*this)(op);
+}
+
+int Raw::iova_sync(uint32_t iova, uint64_t offset, uint64_t length) const {
+    dmaprobe_iova_sync op = {};
+
+    op.id = iova;
+    op.offset = offset;
+    op.length = length;
+    return (*this)(op);
+}
+
+int Raw::unlink(uint32_t iova, uint64_t offset, uint64_t length, uint32_t dir) const {
+    dmaprobe_iova_unlink op = {};
+
+    op.id = iova;
+    op.dir = dir;
+    op.offset = offset;
+    op.length = length;
+    return (*this)(op);
+}
+
+int Raw::destroy(uint32_t iova, uint64_t mapped_len, uint32_t dir) const {
+    dmaprobe_iova_destroy op = {};
+
+    op.id = iova;
+    op.dir = dir;
+    op.mapped_len = mapped_len;
+    return (*this)(op);
+}
+
+int Raw::set_mask(uint64_t mask, uint32_t flags) const {
+    dmaprobe_set_mask op = {};
+
+    op.flags = flags;
+    op.mask = mask;
+    return (*this)(op);
+}
+
+int Raw::translate(std::vector<Extent>& out, uint64_t iova, uint64_t length) const {
+    std::vector<dmaprobe_extent> room(64);
+
+    out.clear();
+    while (length) {
+        dmaprobe_translate op = {};
+
+        op.iova = iova;
+        op.length = length;
+        op.nr_extents = static_cast<uint32_t>(room.size());
+        op.extents = reinterpret_cast<uintptr_t>(room.data());
+        if (const int err = (*this)(op))
+            return err;
+        if (!op.translated || op.translated > length || op.nr_extents > room.size())
+            return EPROTO;
+        for (const dmaprobe_extent& e : std::span(room).first(op.nr_extents)) {
+            const Extent next = {.iova = e.iova,
+                                 .length = e.length,
+                                 .kind = e.kind,
+                                 .buffer_id = e.buffer_id,
+                                 .buffer_offset = e.buffer_offset};
+
+            out.push_back(next);
+        }
+        iova += op.translated;
+        length -= op.translated;
+    }
+    return 0;
+}
+
+dmaprobe_limits Raw::limits() const {
+    dmaprobe_limits op = {};
+
+    EXPECT_OK((*this)(op));
+    return op;
+}
+
+dmaprobe_domain Raw::domain() const {
+    dmaprobe_domain op = {};
+
+    EXPECT_OK((*this)(op));
+    return op;
+}
+
+bool Raw::translated() const {
+    return limits().props & DMAPROBE_DEVICE_IOMMU;
+}
+
+uint64_t Raw::granule() const {
+    const uint64_t sizes = domain().pgsize_bitmap;
+
+    return sizes ? uint64_t{1} << std::countr_zero(sizes) : page_size();
+}
+
+std::optional<std::string> Raw::missing(std::string_view kernel_call) const {
+    dmaprobe_version version = {};
+
+    if (const int err = (*this)(version))
+        return std::format("DMAPROBE_VERSION: {}", strerrorname_np(err));
+    for (uint32_t i = 0; i < version.nr_calls; i++) {
+        dmaprobe_call op = {};
+
+        op.index = i;
+        if (const int err = (*this)(op))
+            return std::format("DMAPROBE_CALL: {}", strerrorname_np(err));
+        const std::string_view name(op.name, strnlen(op.name, sizeof(op.name)));
+        if (name != kernel_call)
+            continue;
+        if (op.status == DMAPROBE_CALL_OFFERED)
+            return std::nullopt;
+        return std::format("{}: {}", name,
+                           std::string_view(op.detail, strnlen(op.detail, sizeof(op.detail))));
+    }
+    return std::format("{}: the module does not list this call", kernel_call);
+}
+
+void DeviceTest::SetUp() {
+    bdf = env("DMAPROBE_BDF");
+    if (bdf.empty())
+        GTEST_SKIP() << "no device: DMAPROBE_BDF is not set";
+    s = Raw::open(bdf);
+    ASSERT_TRUE(s) << node_path(bdf) << ": " << strerror(s.error());
+}
+
+void DeviceTest::expect_extents(const std::vector<Extent>& want, uint64_t iova,
+                                uint64_t length) const {
+    std::vector<Extent> got;
+
+    EXPECT_OK(s.translate(got, iova, length));
+    EXPECT_EQ(got, want);
+}
+
+void DeviceTest::expect_leads_to(uint64_t iova, uint64_t length, const Buffer& buffer,
+                                 uint64_t buffer_offset) const {
+    expect_extents({{.iova = iova,
+                     .length = length,
+                     .kind = DMAPROBE_EXTENT_BUFFER,
+                     .buffer_id = buffer.id,
+                     .buffer_offset = buffer_offset}},
+                   iova, length);
+}
+
+void DeviceTest::expect_hole(uint64_t iova, uint64_t length) const {
+    expect_extents({{.iova = iova, .length = length}}, iova, length);
+}
+
+void IovaTest::SetUp() {
+    DeviceTest::SetUp();
+    if (IsSkipped() || HasFatalFailure())
+        return;
+    for (const char* name : {"dma_iova_try_alloc", "dma_iova_link", "dma_iova_sync",
+                             "dma_iova_unlink", "dma_iova_free", "dma_iova_destroy"})
+        if (const auto reason = s.missing(name))
+            GTEST_SKIP() << *reason;
+    if (!s.translated())
+        GTEST_SKIP() << "no IOMMU translates for the device";
+    granule = s.granule();
+}
+
+} // namespace selftest

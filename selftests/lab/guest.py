@@ -1,0 +1,398 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""One run of a guest: its initramfs, its machine, and what comes out of it.
+
+The guest talks to lab by virtio-serial ports, each with a pipe at lab's end:
+"stdout" and "stderr" of the command, "files" (a tar of /out) and "control".
+On the last, the script `init` sends one line when the command has ended: the
+exit code and how many bytes went into each of the other three. Lab ends the
+machine when it has them all.
+"""
+
+import dataclasses
+import hashlib
+import io
+import lzma
+import os
+import re
+import secrets
+import selectors
+import signal
+import subprocess
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from kernels import CACHE, HERE, Kernel, say, tail
+
+Sink = Callable[[bytes], object]
+
+QEMU = "qemu-system-x86_64"
+
+
+@dataclasses.dataclass(frozen=True)
+class Platform:
+    """What an entry of a table below adds to QEMU's and to the kernel's command line."""
+
+    qemu: Sequence[str] = ()
+    kernel: Sequence[str] = ()
+
+
+IOMMUS = {
+    "vtd": Platform(["-device", "intel-iommu,intremap=on"], ["intel_iommu=on"]),
+    "none": Platform([], ["intel_iommu=off"]),
+}
+
+DOMAINS = {
+    "strict": Platform(kernel=["iommu.passthrough=0", "iommu.strict=1"]),
+    "lazy": Platform(kernel=["iommu.passthrough=0", "iommu.strict=0"]),
+    "identity": Platform(kernel=["iommu.passthrough=1"]),
+}
+
+# The first of each sits behind a hot-plug capable port, and so does the spare one.
+DEVICES = {
+    "edu": Platform([
+        "-device", "pcie-root-port,id=port1,chassis=1,addr=4",
+        "-device", "edu,id=edu1,bus=port1",
+        "-device", "pcie-root-port,id=port2,chassis=2,addr=5",
+        "-device", "edu,id=edu2,bus=port2"]),
+}
+
+# Texts by which a kernel reports a bug of its own. Faults that an IOMMU reports
+# are not among them: dmaprobe provokes those.
+REPORTS = re.compile(
+    r"WARNING: |BUG: |\bBUG at |Oops: |Kernel panic|general protection fault|"
+    r"KASAN|KCSAN|KFENCE|UBSAN|DMA-API: |INFO: task .* blocked|INFO: rcu|INFO: trying to register|"
+    r"possible circular locking|possible recursive locking|inconsistent lock state|"
+    r"suspicious RCU usage|held lock freed|lock held when returning|"
+    r"refcount_t: |list_(add|del) corruption|kmemleak: [1-9]|"
+    r"stack segment|invalid opcode|divide error|unable to handle|"
+    r"sleeping function called|scheduling while atomic|Voluntary context switch|"
+    r"Objects remaining|double free|Slab corruption|Bad page state|soft lockup|hard LOCKUP")
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What is booted."""
+
+    kernel: Kernel
+    iommu: str = "vtd"
+    domain: str = "strict"
+    device: str = "edu"
+    memory: int = 512
+    qemu: Sequence[str] = ()
+    append: Sequence[str] = ()
+
+
+@dataclasses.dataclass
+class Outcome:
+    """How a run went. `code` is None when the guest did not get to tell."""
+
+    code: int | None
+    trouble: str = ""
+    reports: list[str] = dataclasses.field(default_factory=list)
+
+
+# --- the initramfs: cpio archives, one after the other ---------------------
+
+
+def cpio(entries: Iterable[tuple[str, int, bytes]]) -> bytes:
+    """An uncompressed cpio archive (newc) of (name, mode, contents)."""
+    out = io.BytesIO()
+
+    def add(name: str, mode: int, data: bytes, rdev: tuple[int, int] = (0, 0)) -> None:
+        fields = (0, mode, 0, 0, 1, 0, len(data), 0, 0, *rdev, len(name) + 1, 0)
+        out.write(b"070701" + b"".join(b"%08X" % field for field in fields))
+        out.write(name.encode() + b"\0")
+        out.write(b"\0" * (-out.tell() % 4))
+        out.write(data)
+        out.write(b"\0" * (-out.tell() % 4))
+
+    made: set[str] = set()
+    for name, mode, data in entries:
+        for parent in reversed(Path(name).parents[:-1]):
+            if str(parent) not in made:
+                made.add(str(parent))
+                add(str(parent), 0o040755, b"")
+        if mode & 0o170000 == 0o040000:
+            made.add(name)
+        add(name, mode, data, (5, 1) if mode & 0o170000 == 0o020000 else (0, 0))
+    add("TRAILER!!!", 0, b"")
+    return out.getvalue()
+
+
+DIRECTORY, PROGRAM, FILE, LINK, CONSOLE = 0o040755, 0o100755, 0o100644, 0o120777, 0o020600
+
+
+class Modules:
+    """The modules of a kernel, by modules.dep."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.files: dict[str, str] = {}
+        self.needs: dict[str, list[str]] = {}
+        for line in (kernel.modules / "modules.dep").read_text(encoding="utf-8").splitlines():
+            file, _, needs = line.partition(":")
+            self.files[self.name(file)] = file
+            self.needs[self.name(file)] = [self.name(need) for need in needs.split()]
+
+    @staticmethod
+    def name(file: str) -> str:
+        """A module's name, by its file's."""
+        return Path(file).name.partition(".ko")[0].replace("-", "_")
+
+    def below(self, wanted: Iterable[str]) -> list[str]:
+        """The modules wanted and all they need; what the kernel has built in is left out.
+
+        In the order of modules.dep: a module stands before what it needs.
+        """
+        order: list[str] = []
+        for name in (name.replace("-", "_") for name in wanted):
+            if name in self.files:
+                order += [name, *self.needs[name]]
+        return list(reversed(dict.fromkeys(reversed(order))))
+
+    def in_guest(self, name: str) -> str:
+        """A module's file in the guest, where modules are not compressed."""
+        return re.sub(r"\.ko\..*", ".ko", self.files[name])
+
+    def read(self, name: str) -> bytes:
+        """A module, uncompressed."""
+        path = self.kernel.modules / self.files[name]
+        if path.suffix == ".ko":
+            return path.read_bytes()
+        if path.suffix == ".xz":
+            return lzma.decompress(path.read_bytes())
+        return subprocess.run(["zstd", "-dcq", str(path)], check=True, capture_output=True).stdout
+
+
+# What a guest needs before dmaprobe: lab's ports, and the means to bind.
+GUEST_MODULES = ["virtio_pci", "virtio_console", "vfio_pci_core", "iommufd", "vfio_pci"]
+
+
+def base(modules: Modules, wanted: list[str]) -> bytes:
+    """The part of the initramfs that depends on the kernel only; kept in the cache."""
+    busybox = Path("/usr/bin/busybox")
+    key = hashlib.sha256(repr((modules.kernel.image.stat().st_mtime, busybox.stat().st_mtime,
+                               Path(__file__).stat().st_mtime, wanted)).encode())
+    path = CACHE / "initramfs" / f"{modules.kernel.name}-{key.hexdigest()[:12]}.cpio"
+    if path.exists():
+        return path.read_bytes()
+
+    def entries() -> Iterator[tuple[str, int, bytes]]:
+        for name in ("proc", "sys", "lab"):
+            yield name, DIRECTORY, b""
+        yield "dev/console", CONSOLE, b""
+        yield "bin/busybox", PROGRAM, busybox.read_bytes()
+        applets = subprocess.run([str(busybox), "--list"], check=True, capture_output=True)
+        for applet in applets.stdout.decode().split():
+            if applet != "busybox":
+                yield f"bin/{applet}", LINK, b"busybox"
+        for name in wanted:
+            yield (f"lib/modules/{modules.kernel.release}/{modules.in_guest(name)}", FILE,
+                   modules.read(name))
+
+    archive = cpio(entries())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for old in path.parent.glob(f"{modules.kernel.name}-*.cpio"):
+        old.unlink()
+    scratch = path.with_suffix(f".{secrets.token_hex(4)}")
+    scratch.write_bytes(archive)
+    scratch.rename(path)
+    return archive
+
+
+def initramfs(kernel: Kernel, settings: dict[str, str], command: str,
+              module: Path | None, programs: Sequence[Path]) -> bytes:
+    """Everything the guest has: base, and what changes from run to run."""
+    modules = Modules(kernel)
+    needs: list[str] = []
+    if module:
+        needs = subprocess.run(["modinfo", "-F", "depends", str(module)], check=True,
+                               capture_output=True, text=True).stdout.strip().split(",")
+    carried = modules.below([*GUEST_MODULES, *needs])
+    dep = [f"{modules.in_guest(name)}: {' '.join(map(modules.in_guest, modules.needs[name]))}"
+           for name in carried]
+    if module:
+        below = map(modules.in_guest, modules.below(needs))
+        dep.append(f"extra/dmaprobe.ko: {' '.join(below)}")
+
+    top = f"lib/modules/{kernel.release}"
+    entries = [
+        ("init", PROGRAM, (HERE / "init").read_bytes()),
+        ("lab/command", FILE, command.encode()),
+        ("lab/settings", FILE, "".join(f"{k}='{v}'\n" for k, v in settings.items()).encode()),
+        (f"{top}/modules.dep", FILE, "".join(f"{line}\n" for line in dep).encode()),
+    ]
+    if module:
+        entries.append((f"{top}/extra/dmaprobe.ko", FILE, module.read_bytes()))
+    entries += [(f"bin/{program.name}", PROGRAM, program.read_bytes()) for program in programs]
+    return base(modules, carried) + cpio(entries)
+
+
+# --- the machine -------------------------------------------------------------
+
+
+def command_line(machine: Machine, accelerator: str, initrd: str, log: str) -> list[str]:
+    """QEMU's command line, without the ports."""
+    iommu, domain, device = (IOMMUS[machine.iommu], DOMAINS[machine.domain],
+                             DEVICES[machine.device])
+    kernel = ["console=ttyS0", "loglevel=5", "panic=-1", "random.trust_cpu=on", "mitigations=off",
+              "no_timer_check", *iommu.kernel, *domain.kernel, *device.kernel, *machine.append]
+    cpu = {"kvm": "host", "tcg": "max"}[accelerator]
+    return [
+        QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+        "-machine", "q35,kernel-irqchip=split",
+        "-accel", {"kvm": "kvm", "tcg": "tcg,thread=multi"}[accelerator],
+        "-cpu", cpu, "-smp", "2", "-m", str(machine.memory),
+        "-kernel", str(machine.kernel.image), "-initrd", initrd, "-append", " ".join(kernel),
+        *iommu.qemu, *device.qemu,
+        "-chardev", f"file,id=serial,path={log}", "-serial", "chardev:serial",
+        # No ioeventfd: what the guest writes has left it when its write returns.
+        "-device", "virtio-serial-pci,id=ports,ioeventfd=off,addr=3",
+        *machine.qemu,
+    ]
+
+
+def accelerator_for(machine: Machine) -> str:
+    """kvm where a trial has shown that it runs this kernel, else tcg."""
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "tcg"
+    try:
+        cpu = next(line for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+                   if line.startswith("model name"))
+    except StopIteration:
+        cpu = "unknown"
+    host = repr((os.uname().release, os.uname().version, cpu, machine.kernel.release, machine.iommu,
+                 machine.kernel.image.stat().st_mtime))
+    verdict = CACHE / "kvm" / hashlib.sha256(host.encode()).hexdigest()[:12]
+    if not verdict.exists():
+        say(f"trying KVM with the {machine.kernel.name} kernel")
+        verdict.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="lab-") as scratch:
+            log = Path(scratch) / "log"
+            outcome = run(dataclasses.replace(machine, qemu=(), append=()), "kvm",
+                          initramfs(machine.kernel, {}, "true", None, []),
+                          log, deadline=8)
+        works = outcome.code == 0 and not outcome.reports
+        say("KVM works" if works else f"KVM does not run it ({outcome.trouble}); using emulation")
+        verdict.write_text("kvm" if works else "tcg", encoding="utf-8")
+    return verdict.read_text(encoding="utf-8")
+
+
+def reports_in(log: Path) -> list[str]:
+    """The kernel's reports in a serial log, each with the lines that follow it."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    found: list[str] = []
+    last = -1
+    for number, line in enumerate(lines):
+        if number > last and REPORTS.search(line):
+            last = number + 30
+            found.append("\n".join(lines[number:last + 1]))
+    return found
+
+
+class Port:
+    """One port: the pipe at lab's end, and what to do with what comes."""
+
+    def __init__(self, name: str, sink: Sink) -> None:
+        self.name = name
+        self.sink = sink
+        self.seen = 0
+        self.reader, self.writer = os.pipe()
+
+    def receive(self) -> bool:
+        """Take what is there; False at the end."""
+        data = os.read(self.reader, 1 << 16)
+        self.seen += len(data)
+        self.sink(data)
+        return bool(data)
+
+
+def run(machine: Machine, accelerator: str, initrd: bytes, log: Path, *, deadline: float,
+        stdout: Sink = len, stderr: Sink = len,
+        files: Sink = len, console: bool = False) -> Outcome:
+    """Boot the machine, pass on what comes out of it, and wait for its end."""
+    control, complaints = bytearray(), bytearray()
+    ports = [Port("stdout", stdout), Port("stderr", stderr), Port("files", files)]
+    last = Port("control", control.extend)
+    qemu_says = Port("qemu", complaints.extend)
+    with tempfile.NamedTemporaryFile(prefix="lab-", suffix=".cpio") as archive:
+        archive.write(initrd)
+        archive.flush()
+        arguments = command_line(machine, accelerator, archive.name, str(log))
+        for port in [*ports, last]:
+            arguments += ["-chardev", f"file,id={port.name},path=/proc/self/fd/{port.writer}",
+                          "-device", f"virtserialport,chardev={port.name},name={port.name}"]
+        if console:
+            arguments += ["-chardev", "stdio,id=console,signal=off",
+                          "-device", "virtconsole,chardev=console"]
+        process = subprocess.Popen(
+            arguments, stdin=None if console else subprocess.DEVNULL,
+            stdout=None if console else qemu_says.writer, stderr=qemu_says.writer,
+            pass_fds=[port.writer for port in [*ports, last]])
+        try:
+            trouble = wait(ports, last, control, qemu_says, complaints,
+                           time.monotonic() + deadline if deadline else None)
+        finally:
+            # SIGTERM lets QEMU give a terminal back its settings.
+            process.send_signal(signal.SIGTERM if console else signal.SIGKILL)
+            process.wait()
+            for port in [*ports, last, qemu_says]:
+                os.close(port.reader)
+    outcome = Outcome(None, trouble, reports_in(log) if log.exists() else [])
+    words = control.split()
+    if words and not trouble:
+        if words[0].isdigit():
+            outcome.code = int(words[0])
+        else:
+            outcome.trouble = "the guest could not be set up"
+    elif complaints:
+        outcome.trouble += f"; QEMU says: {complaints.decode(errors='replace').strip()}"
+    return outcome
+
+
+def wait(ports: list[Port], last: Port, control: bytearray, qemu_says: Port,
+         complaints: bytearray, deadline: float | None) -> str:
+    """Serve the ports until the guest has told its end, and all it sent is here.
+
+    Returns what went wrong, if anything did.
+    """
+    grace: float | None = None
+    with selectors.DefaultSelector() as selector:
+        for port in [*ports, last, qemu_says]:
+            selector.register(port.reader, selectors.EVENT_READ, port)
+            os.close(port.writer)
+        while selector.get_map():
+            now = time.monotonic()
+            if deadline is not None and now > deadline:
+                return "the deadline has passed"
+            if b"KVM internal error" in complaints:
+                return "KVM internal error"
+            if control.endswith(b"\n"):
+                # "-" stands for a port that something in the guest still holds open.
+                counts = control.split()[1:]
+                grace = grace or now + 5
+                if now > grace or all(count == b"-" or port.seen >= int(count)
+                                      for port, count in zip(ports, counts)):
+                    return ""
+            limit = min(x for x in (deadline, grace, now + 0.5) if x is not None)
+            for key, _ in selector.select(max(0.0, limit - now)):
+                if not key.data.receive():
+                    selector.unregister(key.fileobj)
+    return "" if control.endswith(b"\n") else "the guest ended before its command did"
+
+
+def extract(archive: bytes, directory: Path) -> None:
+    """Put the files that came out of the guest into a directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        tar.extractall(directory, filter="data")
+
+
+def end_of_log(log: Path) -> str:
+    """The last lines of a serial log, to show."""
+    if not log.exists():
+        return "(no serial log)"
+    return "".join(tail(log, 25))

@@ -1,0 +1,215 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-only
+"""The lab's verbs. The script `lab` runs this inside lab's root file system."""
+
+import argparse
+import os
+import secrets
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import guest
+import kernels
+from kernels import CHECKOUT, Kernel, LabError, Lock, say
+
+BUILD = Path("build/lab")
+PROGRAMS = {
+    "dmaprobe": BUILD / "bin/dmaprobe",
+    "dmaprobe-selftest": BUILD / "selftests/dmaprobe-selftest",
+}
+LOGS_KEPT = 100
+
+EPILOG = """\
+In the guest: COMMAND runs as root, with busybox's tools, dmaprobe, and (when
+COMMAND names it) dmaprobe-selftest. The module is loaded, and the first edu
+device is bound to it. $DMAPROBE_BDF is that device, $DMAPROBE_BDF2 another one
+without a driver, $DMAPROBE_BUSY_BDF one that its driver is using. What the
+command leaves in /out comes back to --out.
+
+Exit code: the command's; 1 also when lab itself failed, when the deadline
+passed, or when the kernel reported a bug of its own; 2 wrong usage; 4 this
+machine lacks something. Each run's kernel log is kept in build/lab/logs.
+"""
+
+
+def make(*arguments: str) -> None:
+    """Run the checkout's make; it talks to stderr only, so that stdout stays the guest's."""
+    done = subprocess.run(["make", "-s", "-C", str(CHECKOUT), f"-j{os.cpu_count() or 1}",
+                           f"BUILD={BUILD}", *arguments], stdin=subprocess.DEVNULL,
+                          stdout=sys.stderr, check=False)
+    if done.returncode:
+        raise LabError(f"the build failed: make BUILD={BUILD} {shlex.join(arguments)}")
+
+
+def build_module(kernel: Kernel) -> Path:
+    """dmaprobe.ko for a kernel, built unless it is newer than all it is made from."""
+    module = CHECKOUT / BUILD / "modules" / kernel.release / "dmaprobe.ko"
+    sources = [CHECKOUT / "Makefile", kernel.headers]
+    for directory in ("kmod", "uapi"):
+        sources += (CHECKOUT / directory).rglob("[!.]*.[ch]")
+        sources += (CHECKOUT / directory).rglob("Kbuild")
+        sources += (CHECKOUT / directory).rglob("Makefile")
+    newest = max(path.stat().st_mtime for path in sources)
+    if not module.exists() or module.stat().st_mtime < newest:
+        say(f"building the module for {kernel.release}")
+        make(f"KDIR={kernel.headers}", "modules")
+        module.touch()
+    return module
+
+
+def build_programs(names: list[str]) -> list[Path]:
+    """The guest's programs, statically linked, without their debug information."""
+    for name in names:
+        if not (CHECKOUT / PROGRAMS[name]).exists():
+            say(f"building {name}")
+    make("STATIC=1", *(str(PROGRAMS[name]) for name in names))
+    stripped = []
+    for name in names:
+        program = CHECKOUT / PROGRAMS[name]
+        copy = CHECKOUT / BUILD / "guest" / name
+        if not copy.exists() or copy.stat().st_mtime < program.stat().st_mtime:
+            copy.parent.mkdir(exist_ok=True)
+            subprocess.run(["strip", "-o", str(copy), str(program)], check=True)
+        stripped.append(copy)
+    return stripped
+
+
+def new_log(kernel: Kernel) -> Path:
+    """The path for a run's serial log; old logs are removed."""
+    directory = CHECKOUT / BUILD / "logs"
+    directory.mkdir(parents=True, exist_ok=True)
+    for old in sorted(directory.glob("*.log"))[:-LOGS_KEPT]:
+        old.unlink(missing_ok=True)
+    return directory / f"{time.strftime('%Y%m%d-%H%M%S')}-{kernel.name}-{secrets.token_hex(2)}.log"
+
+
+def writer(descriptor: int) -> guest.Sink:
+    """A sink that passes everything on to a file descriptor, at once."""
+    def write(data: bytes) -> None:
+        while data:
+            data = data[os.write(descriptor, data):]
+    return write
+
+
+def boot(options: argparse.Namespace, command: list[str] | None) -> int:
+    """Run a command in a guest, or an interactive shell."""
+    kernel = kernels.get(options.kernel)
+    names = [name for name in PROGRAMS
+             if name == "dmaprobe" or command is None
+             or any(name in word for word in command)]
+    with Lock(CHECKOUT / BUILD / "lock"):
+        module = build_module(kernel)
+        programs = build_programs(names)
+    machine = guest.Machine(kernel, options.iommu, options.domain, options.device, options.memory,
+                            tuple(options.qemu_arg), tuple(options.append))
+    settings = {"LAB_BIND": "" if options.no_bind else "1",
+                "LAB_SHELL": "" if command else "1"}
+    initrd = guest.initramfs(kernel, settings, shlex.join(command or []), module, programs)
+    accelerator = guest.accelerator_for(machine)
+    log = new_log(kernel)
+    shown = os.path.relpath(log)
+
+    files = bytearray()
+    outcome = guest.run(machine, accelerator, initrd, log,
+                        deadline=options.deadline if command else 0,
+                        stdout=writer(1), stderr=writer(2), files=files.extend,
+                        console=not command)
+    if options.out and files and outcome.code is not None:
+        guest.extract(bytes(files), options.out)
+    if outcome.trouble:
+        say(outcome.trouble)
+    if outcome.reports:
+        say(f"the guest's kernel reported trouble ({shown}):")
+        print("\n".join(outcome.reports), file=sys.stderr)
+    elif outcome.trouble:
+        say(f"the end of {shown}:")
+        sys.stderr.write(guest.end_of_log(log))
+    if outcome.trouble or outcome.reports:
+        return 1
+    return outcome.code if outcome.code is not None else 1
+
+
+def setup(names: list[str]) -> int:
+    """Make the kernels, so that the first run need not."""
+    for name in names:
+        kernel = kernels.get(name)
+        machine = guest.Machine(kernel)
+        say(f"{name}: {kernel.release}, runs by {guest.accelerator_for(machine)}")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    machine = argparse.ArgumentParser(add_help=False)
+    machine.add_argument("--kernel", choices=kernels.KERNELS, default="stock",
+                         help="stock: Debian's newest (default); stable: Debian trixie's own; "
+                              "vfio: trimmed, with iommufd and the VFIO cdev")
+    machine.add_argument("--iommu", choices=guest.IOMMUS, default="vtd")
+    machine.add_argument("--domain", choices=guest.DOMAINS, default="strict",
+                         help="the default domain's type (default: strict)")
+    machine.add_argument("--device", choices=guest.DEVICES, default="edu")
+    machine.add_argument("--no-bind", action="store_true",
+                         help="leave module and device alone")
+    machine.add_argument("--memory", type=int, default=512, metavar="MIB")
+    machine.add_argument("--qemu-arg", action="append", default=[], metavar="ARG",
+                         help="one more argument for QEMU")
+    machine.add_argument("--append", action="append", default=[], metavar="ARG",
+                         help="one more argument for the guest's kernel")
+    machine.add_argument("--out", type=Path, metavar="DIR",
+                         help="where the files in the guest's /out go")
+
+    top = argparse.ArgumentParser(
+        prog="lab", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Kernels with an emulated IOMMU and devices, for dmaprobe to run on.")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verb = verbs.add_parser("setup", help="make everything a run needs")
+    verb.add_argument("--kernel", choices=kernels.KERNELS, action="append")
+    verb = verbs.add_parser("run", parents=[machine], help="run a command in a guest",
+                            usage="lab run [OPTION]... -- COMMAND...", epilog=EPILOG,
+                            formatter_class=argparse.RawDescriptionHelpFormatter)
+    verb.add_argument("--deadline", type=float, default=120, metavar="SECONDS",
+                      help="end the run after this long (default: 120)")
+    verbs.add_parser("shell", parents=[machine], help="a shell in a guest")
+    verbs.add_parser("in", usage="lab in -- COMMAND...",
+                     help="run a command in lab's root file system, on this machine")
+    verbs.add_parser("check", add_help=False, help="run every test (selftests/check.py)")
+    verbs.add_parser("lint", add_help=False, help="run every linter (selftests/lint.sh)")
+    verbs.add_parser("clean", help="remove the cache")
+    return top
+
+
+def main(arguments: list[str]) -> int:
+    """Do what the command line says."""
+    command: list[str] = []
+    if "--" in arguments:
+        command = arguments[arguments.index("--") + 1:]
+        arguments = arguments[:arguments.index("--")]
+    top = parser()
+    options, rest = top.parse_known_args(arguments)
+    if options.verb in ("check", "lint"):
+        program = {"check": "check.py", "lint": "lint.sh"}[options.verb]
+        os.execv(CHECKOUT / "selftests" / program, [program, *rest])
+    if rest:
+        top.error(f"unknown argument: {rest[0]}")
+    if options.verb in ("run", "in") and not command:
+        top.error(f"lab {options.verb} wants a command: lab {options.verb} -- COMMAND...")
+    if options.verb == "in":
+        os.execvp(command[0], command)
+    if options.verb == "setup":
+        return setup(options.kernel or list(kernels.KERNELS))
+    return boot(options, command if options.verb == "run" else None)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except LabError as error:
+        say(str(error))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,73 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# The second half of making lab's root file system: `lab` has installed the
+# packages listed in root.packages, and runs this script inside the new root.
+# It adds what comes from trixie-backports, the two Debian kernels, and a few
+# tools out of the kernel's source.
+#
+# `lab` keys the root by the text of this file and of root.packages.
+set -eu
+export DEBIAN_FRONTEND=noninteractive
+
+say() { echo "lab: root: $*" >&2; }
+
+# kernel_of SUITE: the release of the suite's linux-image-amd64
+kernel_of() {
+	apt-cache show "linux-image-amd64/$1" |
+		sed -n 's/^Depends:.*linux-image-\([0-9][^ ,]*\).*/\1/p' | head -n 1
+}
+
+# newest REGEX: the package of the highest version in its name
+newest() { apt-cache pkgnames | grep -Ex "$1" | sort -V | tail -n 1; }
+
+# unpack_kernel NAME RELEASE: image and modules to /opt/kernels/NAME. The packages
+# are not installed: that would make an initramfs, which lab has no use for.
+unpack_kernel() {
+	say "kernel $1 is $2"
+	mkdir -p "/opt/kernels/$1/debs"
+	cd "/opt/kernels/$1"
+	# Newer packages keep image and modules apart, in two dependencies.
+	parts=$(apt-cache depends "linux-image-$2" |
+		sed -n 's/.*Depends: \(linux-\(binary\|modules\)-[0-9].*\)/\1/p')
+	# shellcheck disable=SC2086 # one word per package
+	(cd debs && apt-get -qq -o APT::Sandbox::User=root download "linux-image-$2" $parts)
+	for deb in debs/*.deb; do
+		dpkg-deb --fsys-tarfile "$deb" | tar -x --transform 's,^\./usr/,./,' \
+			--exclude '*/share' --exclude '*/kernel/net' --exclude '*/kernel/sound' \
+			--exclude '*/drivers/net' --exclude '*/drivers/gpu' --exclude '*/drivers/media'
+	done
+	rm -r debs
+	mv boot/vmlinuz-* "lib/modules/$2/vmlinuz" 2>/dev/null || true
+	rm -rf boot
+	test -f "lib/modules/$2/vmlinuz"
+	touch "lib/modules/$2/modules.order" "lib/modules/$2/modules.builtin"
+	depmod -b . "$2"
+	echo "$2" >release
+}
+
+stock=$(kernel_of trixie-backports)
+stable=$(kernel_of trixie)
+headers=$(newest 'linux-headers-[0-9.]+([+~][a-z0-9]+)?(-[0-9]+)?-amd64')
+source=$(newest 'linux-source-[0-9.]+')
+
+say "QEMU, $headers, $source"
+apt-get -qq -y --no-install-recommends -t trixie-backports install \
+	"linux-headers-$stock" "linux-headers-$stable" "$headers" "$source" \
+	qemu-system-x86 >/dev/null
+
+unpack_kernel stock "$stock" &
+unpacking=$!
+unpack_kernel stable "$stable"
+wait "$unpacking"
+
+say "checkpatch and kernel-doc out of $source"
+mkdir -p /opt/linux
+tar -x -C /opt/linux --strip-components 1 --wildcards -f "/usr/src/$source.tar.xz" \
+	'*/scripts/checkpatch.pl' '*/scripts/spelling.txt' \
+	'*/scripts/const_structs.checkpatch' '*/scripts/checker-valid.sh' '*/tools/docs' '*/tools/lib/python' \
+	'*/Documentation/sphinx'
+# The headers' makefiles ask this script whether sparse will do, but lack it.
+for scripts in /usr/src/linux-headers-*-common/scripts; do
+	cp -n /opt/linux/scripts/checker-valid.sh "$scripts"
+done

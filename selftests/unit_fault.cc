@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// The parser of IOMMU faults, with lines as kernels write them and as they don't.
+
+#include "result.h"
+
+#include <dmaprobe/fault.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <fcntl.h>
+#include <random>
+#include <string>
+#include <unistd.h>
+
+namespace selftest {
+namespace {
+
+using namespace dmaprobe;
+
+TEST(Fault, VtdAsTodaysKernelsTell) {
+    const auto f = parse_fault("4,1234,56789012,-;DMAR: [DMA Write NO_PASID] Request device "
+                               "[0000:01:00.0] fault addr 0xffdfe000 [fault reason 0x05] PTE Write "
+                               "access is not set\n SUBSYSTEM=pci\n DEVICE=+pci:0000:01:00.0\n");
+
+    ASSERT_TRUE(f);
+    EXPECT_EQ(f->time.count(), 56789012);
+    EXPECT_EQ(f->bdf, (Bdf{0, 1, 0, 0}));
+    EXPECT_TRUE(f->domain_told);
+    EXPECT_EQ(f->iova, Iova(0xffdfe000));
+    EXPECT_EQ(f->access, FaultAccess::write);
+    EXPECT_EQ(f->reason, "PTE Write access is not set");
+    EXPECT_EQ(f->platform, "vt-d");
+    EXPECT_EQ(f->raw.find('\n'), std::string::npos);
+}
+
+TEST(Fault, VtdWithoutTheDomain) {
+    const auto f = parse_fault("DMAR: [DMA Read NO_PASID] Request device [3a:1f.7] fault addr "
+                               "0x1000 [fault reason 0x06] PTE Read access is not set");
+
+    ASSERT_TRUE(f);
+    EXPECT_FALSE(f->domain_told);
+    EXPECT_EQ(f->bdf, (Bdf{0, 0x3a, 0x1f, 7}));
+    EXPECT_EQ(f->access, FaultAccess::read);
+    EXPECT_EQ(f->iova, Iova(0x1000));
+    EXPECT_EQ(f->reason, "PTE Read access is not set");
+    EXPECT_TRUE(f->is_from({5, 0x3a, 0x1f, 7})) << "the domain was not told";
+    EXPECT_FALSE(f->is_from({0, 0x3a, 0x1f, 6}));
+}
+
+TEST(Fault, DomainsAreCompared) {
+    const auto f = parse_fault("DMAR: [DMA Read NO_PASID] Request device [0001:3a:1f.7] fault addr "
+                               "0x1000 [fault reason 0x06] PTE Read access is not set");
+
+    ASSERT_TRUE(f);
+    EXPECT_TRUE(f->is_from({1, 0x3a, 0x1f, 7}));
+    EXPECT_FALSE(f->is_from({0, 0x3a, 0x1f, 7}));
+}
+
+TEST(Fault, VtdWithAPasid) {
+    const auto f =
+        parse_fault("4,1,2,-;DMAR: [DMA Write PASID 0x12] Request device [0000:00:02.0] "
+                    "fault addr 0xabc000 [fault reason 0x81] SM: Present bit in Second-Level "
+                    "Paging Entry is clear");
+
+    ASSERT_TRUE(f);
+    EXPECT_EQ(f->access, FaultAccess::write);
+    EXPECT_EQ(f->iova, Iova(0xabc000));
+    EXPECT_EQ(f->bdf, (Bdf{0, 0, 2, 0}));
+}
+
+TEST(Fault, LargestAddress) {
+    const auto f = parse_fault("DMAR: [DMA Read NO_PASID] Request device [00:02.0] fault addr "
+                               "0xfffffffffffff000 [fault reason 0x06] PTE Read access is not set");
+
+    ASSERT_TRUE(f);
+    EXPECT_EQ(f->iova, Iova(0xfffffffffffff000));
+}
+
+TEST(Fault, WithATimestampBefore) {
+    const auto f = parse_fault("[   12.345678] DMAR: [DMA Read NO_PASID] Request device [00:02.0] "
+                               "fault addr 0x2000 [fault reason 0x06] PTE Read access is not set");
+
+    ASSERT_TRUE(f);
+    EXPECT_EQ(f->iova, Iova(0x2000));
+}
+
+TEST(Fault, WhatIsNone) {
+    for (const char* line :
+         {"", "\n", ";", "4,1,2,-;", "4,1,2,-;DMAR: IOMMU enabled",
+          "DMAR: DRHD: handling fault status reg 2",
+          "DMAR: [INTR-REMAP] Request device [f0:1f.0] fault index 0x0 [fault reason 0x22] Present "
+          "field in the IRTE entry is clear",
+          "DMAR: [DMA Write NO_PASID] Request device", "DMAR: [DMA ", "DMAR: [DMA Write",
+          "DMAR: [DMA Write NO_PASID] Request device [",
+          "DMAR: [DMA Write NO_PASID] Request device [zz:00.0] fault addr 0x1000 [fault reason "
+          "0x05] x",
+          "DMAR: [DMA Write NO_PASID] Request device [00:00.9] fault addr 0x1000 [fault reason "
+          "0x05] x",
+          "DMAR: [DMA Write NO_PASID] Request device [00:02.0] fault addr ",
+          "DMAR: [DMA Write NO_PASID] Request device [00:02.0] fault addr zz",
+          "DMAR: [DMA Write NO_PASID] Request device [00:02.0] fault addr 0x10000000000000000 "
+          "[fault reason 0x05] x",
+          "DMAR: [DMA Erase NO_PASID] Request device [00:02.0] fault addr 0x1000 [fault reason "
+          "0x05] x"})
+        EXPECT_FALSE(parse_fault(line)) << line;
+}
+
+// Every part of a good line, cut anywhere or with any byte changed, does no harm.
+TEST(Fault, DamagedLines) {
+    const std::string good = "4,1234,56789012,-;DMAR: [DMA Write NO_PASID] Request device "
+                             "[0000:01:00.0] fault addr 0xffdfe000 [fault reason 0x05] PTE Write "
+                             "access is not set\n";
+    std::mt19937 random(11);
+
+    for (size_t length = 0; length <= good.size(); length++) {
+        std::ignore = parse_fault(std::string_view(good).substr(0, length));
+        std::ignore = parse_fault(std::string_view(good).substr(length));
+    }
+    for (int i = 0; i < 20000; i++) {
+        std::string line = good;
+
+        for (unsigned n = 1 + random() % 4; n; n--)
+            line[random() % line.size()] = static_cast<char>(random());
+        const auto f = parse_fault(line);
+        if (f) {
+            EXPECT_EQ(f->raw.find('\n'), std::string::npos);
+        }
+    }
+}
+
+// The log's end is where a watcher starts. A plain file serves as the log.
+class Watcher : public testing::Test {
+protected:
+    void SetUp() override {
+        char name[] = "/tmp/dmaprobe-log-XXXXXX";
+        fd_ = Fd(mkostemp(name, O_CLOEXEC | O_APPEND));
+        ASSERT_TRUE(fd_);
+        path_ = name;
+    }
+    void TearDown() override { unlink(path_.c_str()); }
+
+    void log(const std::string& bdf, const char* addr) {
+        const std::string line = "DMAR: [DMA Read NO_PASID] Request device [" + bdf +
+                                 "] fault addr " + addr +
+                                 " [fault reason 0x06] PTE Read access is not set\n";
+
+        ASSERT_EQ(write(fd_.get(), line.data(), line.size()), static_cast<ssize_t>(line.size()));
+    }
+
+    Fd fd_;
+    std::string path_;
+};
+
+TEST_F(Watcher, SeesWhatComesAfterItWasOpened) {
+    log("00:02.0", "0x1000");
+    auto w = FaultWatcher::open(path_);
+    ASSERT_WORKS(w);
+    auto none = w->drain();
+    ASSERT_WORKS(none);
+    EXPECT_TRUE(none->empty());
+    log("00:02.0", "0x2000");
+    const auto fault = w->wait(std::chrono::seconds(5));
+    ASSERT_WORKS(fault);
+    EXPECT_EQ(fault->iova, Iova(0x2000));
+    EXPECT_FAILS(w->wait(std::chrono::milliseconds(1)), ETIMEDOUT);
+    EXPECT_EQ(w->overruns(), 0u);
+}
+
+TEST_F(Watcher, OtherDevicesFaultsStay) {
+    auto w = FaultWatcher::open(path_);
+    ASSERT_WORKS(w);
+    log("00:02.0", "0x1000");
+    const auto fault = w->wait({0, 0, 2, 0}, std::chrono::seconds(5));
+    ASSERT_WORKS(fault);
+    log("00:03.0", "0x2000");
+    EXPECT_FAILS(w->wait({0, 0, 2, 0}, std::chrono::milliseconds(50)), ETIMEDOUT);
+    const auto other = w->wait({0, 0, 3, 0}, std::chrono::milliseconds(0));
+    ASSERT_WORKS(other);
+    EXPECT_EQ(other->iova, Iova(0x2000));
+}
+
+TEST_F(Watcher, NoSuchLog) {
+    EXPECT_FAILS(FaultWatcher::open("/nonexistent/kmsg"), ENOENT);
+}
+
+} // namespace
+} // namespace selftest
