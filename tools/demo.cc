@@ -40,7 +40,6 @@ using dmaprobe::Direction;
 using dmaprobe::Domain;
 using dmaprobe::DomainType;
 using dmaprobe::Engine;
-using dmaprobe::Error;
 using dmaprobe::Extent;
 using dmaprobe::ExtentKind;
 using dmaprobe::Fault;

@@ -248,8 +248,9 @@ void tell_domain(const Info& info) {
     for (const Size size : page_sizes(domain))
         sizes += (sizes.empty() ? "" : ", ") + size_text(size);
     line("page sizes", sizes.empty() ? "none" : sizes);
-    line("aperture",
-         std::format("{:#x} - {:#x}", domain.aperture_start.value(), domain.aperture_end.value()));
+    if (domain.aperture_end != domain.aperture_start)
+        line("aperture", std::format("{:#x} - {:#x}", domain.aperture_start.value(),
+                                     domain.aperture_end.value()));
     for (const auto& region : domain.regions) {
         line("reserved",
              std::format("{:#x} - {:#x}  {}", region.start.value(),

@@ -12,7 +12,7 @@ namespace {
 
 using Row = std::array<std::string, 8>;
 
-std::string dash(std::string text) {
+std::string dash(const std::string& text) {
     return text.empty() ? "-" : text;
 }
 

@@ -2,6 +2,7 @@
 // The dmaprobe command: reads the command line and hands over to a verb.
 #include <algorithm>
 #include <array>
+#include <cstdio>
 #include <exception>
 #include <format>
 #include <string>
@@ -120,7 +121,9 @@ int main(int argc, char** argv) {
     try {
         return tool::run(argc, argv);
     } catch (const std::exception& error) {
-        std::fprintf(stderr, "dmaprobe: %s\n", error.what());
+        std::fputs("dmaprobe: ", stderr);
+        std::fputs(error.what(), stderr);
+        std::fputs("\n", stderr);
         return tool::exit_code::failed;
     }
 }

@@ -9,6 +9,7 @@
 
 #include <linux/dmaprobe.h>
 
+#include "best_effort.h"
 #include "channel.h"
 
 namespace dmaprobe {
@@ -34,7 +35,7 @@ Result<Buffer> Buffer::alloc(const Session& session, BufferKind kind, Size lengt
                           static_cast<off_t>(arg.mmap_offset));
     if (memory == MAP_FAILED) {
         const int code = errno;
-        (void)free_buffer(*session.channel(), arg.id);
+        best_effort(free_buffer(*session.channel(), arg.id));
         return std::unexpected(Error{code, "buffer_mmap", {}});
     }
 
@@ -69,7 +70,7 @@ Buffer::~Buffer() {
 
 void Buffer::release() noexcept {
     if (id_ != 0)
-        (void)free_buffer(*channel_, id_);
+        best_effort(free_buffer(*channel_, id_));
     forget();
 }
 

@@ -20,6 +20,7 @@
 #include <linux/pci_regs.h>
 #include <linux/vfio.h>
 
+#include "best_effort.h"
 #include "channel.h"
 #include "file.h"
 
@@ -208,14 +209,14 @@ DeviceAccess::DeviceAccess(DeviceAccess&&) noexcept = default;
 
 DeviceAccess& DeviceAccess::operator=(DeviceAccess&& other) noexcept {
     if (this != &other) {
-        (void)close();
+        best_effort(close());
         state_ = std::move(other.state_);
     }
     return *this;
 }
 
 DeviceAccess::~DeviceAccess() {
-    (void)close();
+    best_effort(close());
 }
 
 Result<DeviceAccess> DeviceAccess::open(const Session& session, std::optional<Route> force,

@@ -7,6 +7,7 @@
 
 #include <linux/dmaprobe.h>
 
+#include "best_effort.h"
 #include "channel.h"
 
 namespace dmaprobe {
@@ -81,8 +82,9 @@ void IovaSpace::release() noexcept {
     if (id_ == 0)
         return;
     for (const Link& link : links_)
-        (void)unlink_range(*channel_, id_, link.offset, link.length, link.direction, link.attrs);
-    (void)free();
+        best_effort(
+            unlink_range(*channel_, id_, link.offset, link.length, link.direction, link.attrs));
+    best_effort(free());
     end();
 }
 

@@ -7,6 +7,7 @@
 
 #include <linux/dmaprobe.h>
 
+#include "best_effort.h"
 #include "channel.h"
 
 namespace dmaprobe {
@@ -55,7 +56,7 @@ Mapping::Mapping(Mapping&& other) noexcept
 
 Mapping& Mapping::operator=(Mapping&& other) noexcept {
     if (this != &other) {
-        (void)unmap();
+        best_effort(unmap());
         channel_ = std::move(other.channel_);
         id_ = std::exchange(other.id_, 0);
         kind_ = other.kind_;
@@ -68,7 +69,7 @@ Mapping& Mapping::operator=(Mapping&& other) noexcept {
 }
 
 Mapping::~Mapping() {
-    (void)unmap();
+    best_effort(unmap());
 }
 
 Result<void> Mapping::unmap() {

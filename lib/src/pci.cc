@@ -18,6 +18,7 @@
 
 #include <dmaprobe/engine.h>
 
+#include "best_effort.h"
 #include "file.h"
 
 namespace dmaprobe {
@@ -267,7 +268,8 @@ private:
         // The head of NVMe's paths lies elsewhere, with its partitions.
         const std::string dir = paths_.sysfs + "/class/block/" + name;
         for (const auto& part : file::names(dir)) {
-            if (disk && part.starts_with(name) && file::exists(dir + "/" + part + "/partition"))
+            if (disk && part.starts_with(name) &&
+                file::exists(std::format("{}/{}/partition", dir, part)))
                 block(part, false);
         }
     }
@@ -366,7 +368,7 @@ Result<void> set_override(const std::string& dir, std::string_view driver) {
 void give_to(const SystemPaths& paths, const Bdf& bdf, const std::string& driver) {
     if (file::write(driver_dir(paths, driver) + "/bind", bdf.to_string()))
         return;
-    (void)file::write(paths.sysfs + "/bus/pci/drivers_probe", bdf.to_string());
+    best_effort(file::write(paths.sysfs + "/bus/pci/drivers_probe", bdf.to_string()));
 }
 
 std::unexpected<Error> failed(std::string_view op, const Error& error, std::string_view what) {
@@ -438,7 +440,7 @@ Result<BindReport> PciBus::bind(const Bdf& bdf, bool force) const {
         return failed("bind", done.error(), "set driver_override");
     }
     const auto undo = [&] {
-        (void)set_override(dir, before.driver_override);
+        best_effort(set_override(dir, before.driver_override));
         if (!before.driver.empty() && file::link_name(dir + "/driver").empty())
             give_to(paths_, bdf, before.driver);
         forget(paths_, bdf);
@@ -483,7 +485,7 @@ Result<UnbindReport> PciBus::unbind(const Bdf& bdf) const {
     if (auto done = set_override(dir, other); !done)
         return failed("unbind", done.error(), "restore driver_override");
     if (!before)
-        (void)file::write(paths_.sysfs + "/bus/pci/drivers_probe", name);
+        best_effort(file::write(paths_.sysfs + "/bus/pci/drivers_probe", name));
     else if (!before->driver.empty())
         give_to(paths_, bdf, before->driver);
     forget(paths_, bdf);

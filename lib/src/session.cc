@@ -14,6 +14,7 @@
 
 #include <linux/dmaprobe.h>
 
+#include "best_effort.h"
 #include "channel.h"
 #include "file.h"
 
@@ -76,7 +77,7 @@ Session::Session(Session&&) noexcept = default;
 Session& Session::operator=(Session&& other) noexcept {
     if (this != &other) {
         if (channel_)
-            (void)channel_->close();
+            best_effort(channel_->close());
         channel_ = std::move(other.channel_);
     }
     return *this;
@@ -85,7 +86,7 @@ Session& Session::operator=(Session&& other) noexcept {
 Session::~Session() {
     // The objects share the channel; the file is the session's to close.
     if (channel_)
-        (void)channel_->close();
+        best_effort(channel_->close());
 }
 
 Result<Session> Session::open(const Bdf& bdf) {
