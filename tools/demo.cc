@@ -172,7 +172,11 @@ private:
 void Demo::tell(std::size_t number, std::string_view title, const Step& step) const {
     if (args_.json)
         return;
-    std::string text = std::format("{:>2}. {}{}\n", number, title, step.ok() ? "" : "   FAILED");
+    std::string text;
+    if (number == 1)
+        text =
+            std::format("dmaprobe demo on {}, kernel {}\n\n", bdf_.to_string(), kernel_release());
+    text += std::format("{:>2}. {}{}\n", number, title, step.ok() ? "" : "   FAILED");
     for (const auto& line : step.lines())
         text += std::format("      {}\n", line);
     for (const auto& problem : step.problems())
@@ -202,9 +206,6 @@ void Demo::step(std::string_view name, std::string_view title, Body body) {
 }
 
 int Demo::run() {
-    if (!args_.json)
-        print(
-            std::format("dmaprobe demo on {}, kernel {}\n\n", bdf_.to_string(), kernel_release()));
     step("session", "Open a session with the device", &Demo::open_session);
     step("engine", "Find the engine that makes the device move bytes", &Demo::find_engine);
     step("buffer", "Allocate four scattered pages and fill them", &Demo::make_memory);

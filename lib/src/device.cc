@@ -173,13 +173,14 @@ Result<void> DeviceAccess::State::open_vfio(const std::string& node) {
         const int code = errno;
         return std::unexpected(Error{code, "open", explain_node(code, node)});
     }
-    // The device is opened by this, not by open(): EBUSY comes from here. No address space is
-    // attached; the module's VFIO driver leaves DMA to the kernel's DMA API.
+    // The device is opened by this, not by open(): EBUSY comes from here, and EINVAL when another
+    // file has it open (the kernel's vfio_df_open()). No address space is attached; the module's
+    // VFIO driver leaves DMA to the kernel's DMA API.
     vfio_device_bind_iommufd bind{};
     bind.argsz = sizeof(bind);
     bind.iommufd = iommufd.get();
     if (::ioctl(device.get(), VFIO_DEVICE_BIND_IOMMUFD, &bind) < 0) {
-        const int code = errno;
+        const int code = errno == EINVAL ? EBUSY : errno;
         return std::unexpected(Error{code, "vfio_bind_iommufd", explain_node(code, node)});
     }
     const auto config = region(VFIO_PCI_CONFIG_REGION_INDEX);

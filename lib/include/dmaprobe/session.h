@@ -29,9 +29,10 @@ enum class Mask : std::uint32_t {
 /// A session: an open file on `/dev/dmaprobe/<BDF>`.
 ///
 /// Buffers, mappings and IOVA spaces are made in a session and belong to it. The kernel tears them
-/// all down when the session is closed, in dependency order; the C++ objects then stay valid, but
-/// every call through them answers EBADF. The same happens with ENODEV when the device is unbound
-/// or unplugged.
+/// all down, in dependency order, when the session's file is closed and none of its buffers is
+/// mmapped any more, that is when the last Buffer has gone too. After close() the C++ objects stay
+/// valid, but every call through them answers EBADF; after the device was unbound or unplugged,
+/// which tears everything down at once, ENODEV.
 ///
 /// A session keeps the device powered. Its calls may be made by several threads; close() and moving
 /// it must not run beside them.
