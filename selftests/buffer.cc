@@ -4,11 +4,15 @@
 #include "fixture.h"
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <csignal>
 #include <cstring>
 #include <format>
+#include <linux/capability.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -22,6 +26,17 @@ std::string kind_name(uint32_t kind) {
 }
 
 class Buffers : public DeviceTest {};
+
+bool drop_capability(unsigned capability) {
+    __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+    std::array<__user_cap_data_struct, 2> data{};
+
+    if (syscall(SYS_capget, &header, data.data()))
+        return false;
+    for (auto* set : {&data[capability / 32].effective, &data[capability / 32].permitted})
+        *set &= ~(1u << capability % 32);
+    return syscall(SYS_capset, &header, data.data()) == 0;
+}
 
 class BufferKinds : public DeviceTest, public testing::WithParamInterface<uint32_t> {
 protected:
@@ -87,6 +102,49 @@ TEST_F(Buffers, BuffersBeyondTheSessionsLimit) {
     ASSERT_OK(s.alloc(first, page_size(), DMAPROBE_BUFFER_SCATTERED));
     EXPECT_ERRNO(s.alloc(b, gib, DMAPROBE_BUFFER_SCATTERED), ENOMEM);
     EXPECT_OK(s.alloc(b, page_size(), DMAPROBE_BUFFER_SCATTERED));
+}
+
+// Without CAP_IPC_LOCK, RLIMIT_MEMLOCK bounds what a user's sessions hold together,
+// and what is freed or closed is given back.
+TEST_F(Buffers, BeyondTheMemlockLimit) {
+    const uint64_t page = page_size();
+    const pid_t child = fork();
+
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+        const rlimit limit = {8 * page, 8 * page};
+        Buffer first;
+        Buffer more;
+
+        if (setrlimit(RLIMIT_MEMLOCK, &limit) || !drop_capability(CAP_IPC_LOCK))
+            _exit(1);
+        for (int i = 0; i < 20; i++) {
+            const Raw one = Raw::open(bdf);
+            const Raw two = Raw::open(bdf);
+
+            if (!one || !two)
+                _exit(2);
+            if (one.alloc(first, 6 * page))
+                _exit(3);
+            if (one.alloc(more, 3 * page) != ENOMEM)
+                _exit(4);
+            if (two.alloc(more, 3 * page, DMAPROBE_BUFFER_SCATTERED) != ENOMEM)
+                _exit(5);
+            if (two.alloc(more, 2 * page))
+                _exit(6);
+            if (one.free(first) || two.alloc(first, 6 * page))
+                _exit(7);
+        }
+        _exit(0);
+    }
+    int status = -1;
+    ASSERT_TRUE(wait_for([&] { return waitpid(child, &status, WNOHANG) == child; },
+                         std::chrono::seconds(20)))
+        << "the child did not end";
+    EXPECT_TRUE(WIFEXITED(status));
+    EXPECT_EQ(WEXITSTATUS(status), 0) << "a step of the child did not come out as it must";
+    Buffer b;
+    EXPECT_OK(s.alloc(b, 64 * page)) << "this session has the capability";
 }
 
 TEST_P(BufferKinds, TwoMapsSeeTheSameBytes) {

@@ -35,7 +35,7 @@ using dp::Size;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-std::vector<std::byte> pattern(size_t length, unsigned seed) {
+std::vector<std::byte> pattern(size_t length, size_t seed) {
     std::vector<std::byte> bytes(length);
 
     for (size_t i = 0; i < length; i++)
@@ -167,13 +167,13 @@ protected:
 
     // One access of the bus only: each would be a fault of its own.
     void expect_read_faults(Iova at) {
-        ask_for_faults(1);
+        const Faults one(1);
         EXPECT_WORKS(engine->copy_to_device(at, Size(4)));
         expect_fault(at, dp::FaultAccess::read);
     }
 
     void expect_write_faults(Iova at) {
-        ask_for_faults(1);
+        const Faults one(1);
         EXPECT_WORKS(engine->copy_from_device(at, Size(4)));
         expect_fault(at, dp::FaultAccess::write);
     }
@@ -377,7 +377,7 @@ TEST_F(Engine, LinkedPagesAtEveryEdge) {
 
     // Writes, in the same places.
     auto want = bytes;
-    const auto written = [&](size_t at, size_t length, unsigned seed) {
+    const auto written = [&](size_t at, size_t length, size_t seed) {
         const auto piece = pattern(length, seed);
 
         device_writes(space->addr() + Size(at), piece);
@@ -385,7 +385,7 @@ TEST_F(Engine, LinkedPagesAtEveryEdge) {
     };
     written(0, 8, 10);
     for (size_t i = 1; i < n; i++)
-        written(i * page - 8, 16, static_cast<unsigned>(10 + i));
+        written(i * page - 8, 16, 10 + i);
     written(n * page - 8, 8, 20);
     for (size_t i = 0; i < n; i++)
         EXPECT_TRUE(same(pages.bytes().subspan(i * page, page),

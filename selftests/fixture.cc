@@ -41,7 +41,7 @@ int Fd::close() {
 }
 
 size_t page_size() {
-    static const size_t size = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    static const auto size = static_cast<size_t>(sysconf(_SC_PAGESIZE));
 
     return size;
 }
@@ -99,19 +99,19 @@ bool wait_for(const std::function<bool()>& condition, std::chrono::milliseconds 
     }
 }
 
-void ask_for_faults(unsigned count) {
-    using clock = std::chrono::steady_clock;
-    static std::deque<clock::time_point> told;
+// When the last faults were told, in order.
+static std::deque<std::chrono::steady_clock::time_point> told;
+
+Faults::Faults(unsigned count) : count_(count) {
     constexpr size_t burst = 3;
     constexpr auto interval = std::chrono::milliseconds(5200);
 
-    for (; count; count--) {
-        if (told.size() >= burst) {
-            std::this_thread::sleep_until(told.front() + interval);
-            told.pop_front();
-        }
-        told.push_back(clock::now());
-    }
+    for (; !told.empty() && told.size() + count > burst; told.pop_front())
+        std::this_thread::sleep_until(told.front() + interval);
+}
+
+Faults::~Faults() {
+    told.insert(told.end(), count_, std::chrono::steady_clock::now());
 }
 
 Raw Raw::open(const std::string& bdf) {

@@ -213,11 +213,20 @@ std::string node_path(const std::string& bdf);
 bool wait_for(const std::function<bool()>& condition, std::chrono::milliseconds timeout);
 
 /*
- * To be called before faults are provoked; waits where it must. The kernel limits
+ * Alive while faults are provoked; waits first where it must. The kernel limits
  * what it tells of VT-d's faults to 10 lines in 5 s, and each fault uses up three
  * of them (drivers/iommu/intel/dmar.c, dmar_fault()).
  */
-void ask_for_faults(unsigned count);
+class Faults {
+public:
+    explicit Faults(unsigned count);
+    Faults(const Faults&) = delete;
+    Faults& operator=(const Faults&) = delete;
+    ~Faults();
+
+private:
+    unsigned count_;
+};
 
 /* A session on the device that DMAPROBE_BDF names; skips without one. */
 class DeviceTest : public testing::Test {

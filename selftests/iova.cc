@@ -198,7 +198,7 @@ TEST_F(Iova, LinksInAnyOrder) {
     std::mt19937 random(2);
     uint32_t links = 0;
 
-    std::iota(order.begin(), order.end(), 0);
+    std::ranges::iota(order, 0);
     std::ranges::shuffle(order, random);
     space(n);
 

@@ -448,6 +448,7 @@ TEST_F(Unbind, WithCallsInFlight) {
     Buffer b;
 
     ASSERT_OK(s.alloc(b, 8 * page_size()));
+    threads.reserve(3);
     for (int i = 0; i < 3; i++) {
         threads.emplace_back([&] {
             while (!stop) {
@@ -611,6 +612,7 @@ TEST_F(Lifecycle, ThreadsOnTheSameIds) {
 
     ASSERT_OK(s.alloc(b, 16 * page));
     const auto allowed = [](int err) { return err == 0 || err == ENOENT || err == EBUSY; };
+    threads.reserve(4);
     for (unsigned t = 0; t < 4; t++) {
         threads.emplace_back([&, t] {
             for (unsigned i = t; std::chrono::steady_clock::now() < end; i++) {
@@ -678,6 +680,7 @@ TEST_F(LifecycleIova, ThreadsOnOneSpace) {
 
     ASSERT_OK(s.alloc(b, 8 * g));
     ASSERT_OK(s.iova_alloc(io, 8 * g));
+    threads.reserve(4);
     for (unsigned t = 0; t < 4; t++) {
         threads.emplace_back([&, t] {
             for (unsigned i = t; std::chrono::steady_clock::now() < end; i++) {

@@ -9,6 +9,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstring>
+#include <print>
 #include <unistd.h>
 
 namespace {
@@ -41,8 +42,8 @@ class Deadline : public testing::EmptyTestEventListener {
 int main(int argc, char** argv) {
     testing::InitGoogleMock(&argc, argv);
     if (argc > 1) {
-        fprintf(stderr, "%s: unknown argument '%s' (--help lists those there are)\n",
-                program_invocation_short_name, argv[1]);
+        std::println(stderr, "{}: unknown argument '{}' (--help lists those there are)",
+                     program_invocation_short_name, argv[1]);
         return 2;
     }
     selftest::install_ktap();

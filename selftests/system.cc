@@ -110,6 +110,7 @@ Outcome run(const std::vector<std::string>& argv, milliseconds deadline,
     std::vector<char*> args;
     std::array<std::array<int, 2>, 2> pipes{};
 
+    args.reserve(argv.size() + 1);
     for (const std::string& arg : argv)
         args.push_back(const_cast<char*>(arg.c_str()));
     args.push_back(nullptr);
@@ -121,7 +122,8 @@ Outcome run(const std::vector<std::string>& argv, milliseconds deadline,
     if (child == 0) {
         const int null = open("/dev/null", O_RDONLY);
 
-        dup2(null, STDIN_FILENO);
+        if (null >= 0)
+            dup2(null, STDIN_FILENO);
         dup2(pipes[0][1], STDOUT_FILENO);
         dup2(pipes[1][1], STDERR_FILENO);
         setpgid(0, 0);

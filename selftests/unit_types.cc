@@ -9,6 +9,7 @@
 #include <dmaprobe/session.h>
 #include <dmaprobe/types.h>
 
+#include <bit>
 #include <cerrno>
 #include <limits>
 #include <sstream>
@@ -123,13 +124,13 @@ TEST(Address, Text) {
 TEST(Names, OfValuesKnownAndUnknown) {
     EXPECT_EQ(to_string(Direction::bidirectional), "bidirectional");
     EXPECT_EQ(to_string(Direction::from_device), "from_device");
-    EXPECT_EQ(to_string(static_cast<Direction>(7)), "unknown");
+    EXPECT_EQ(to_string(std::bit_cast<Direction>(uint32_t{7})), "unknown");
     EXPECT_EQ(to_string(CallStatus::missing), "missing");
-    EXPECT_EQ(to_string(static_cast<CallStatus>(7)), "unknown");
+    EXPECT_EQ(to_string(std::bit_cast<CallStatus>(uint32_t{7})), "unknown");
     EXPECT_EQ(to_string(DomainType::dma_fq), "dma-fq");
-    EXPECT_EQ(to_string(static_cast<DomainType>(77)), "unknown");
+    EXPECT_EQ(to_string(std::bit_cast<DomainType>(uint32_t{77})), "unknown");
     EXPECT_EQ(to_string(ReservedType::sw_msi), "sw-msi");
-    EXPECT_EQ(to_string(static_cast<ReservedType>(77)), "unknown");
+    EXPECT_EQ(to_string(std::bit_cast<ReservedType>(uint32_t{77})), "unknown");
 }
 
 TEST(DomainGranule, IsTheSmallestPage) {

@@ -175,7 +175,7 @@ def base(modules: Modules, wanted: list[str]) -> bytes:
     """The part of the initramfs that depends on the kernel only; kept in the cache."""
     busybox = Path("/usr/bin/busybox")
     key = hashlib.sha256(repr((modules.kernel.image.stat().st_mtime, busybox.stat().st_mtime,
-                               Path(__file__).stat().st_mtime, wanted)).encode())
+                               Path(__file__).read_bytes(), wanted)).encode())
     path = CACHE / "initramfs" / f"{modules.kernel.name}-{key.hexdigest()[:12]}.cpio"
     if path.exists():
         return path.read_bytes()
@@ -195,8 +195,6 @@ def base(modules: Modules, wanted: list[str]) -> bytes:
 
     archive = cpio(entries())
     path.parent.mkdir(parents=True, exist_ok=True)
-    for old in path.parent.glob(f"{modules.kernel.name}-*.cpio"):
-        old.unlink()
     scratch = path.with_suffix(f".{secrets.token_hex(4)}")
     scratch.write_bytes(archive)
     scratch.rename(path)

@@ -97,11 +97,13 @@ def writer(descriptor: int) -> guest.Sink:
 
 def boot(options: argparse.Namespace, command: list[str] | None) -> int:
     """Run a command in a guest, or an interactive shell."""
+    if not command and not sys.stdin.isatty():
+        raise LabError("lab shell wants a terminal; lab run -- COMMAND does not")
     kernel = kernels.get(options.kernel)
     names = [name for name in PROGRAMS
              if name == "dmaprobe" or command is None
              or any(name in word for word in command)]
-    with Lock(CHECKOUT / BUILD / "lock"):
+    with Lock(CHECKOUT / BUILD / "lock", "builds in this checkout"):
         module = build_module(kernel)
         programs = build_programs(names)
     machine = guest.Machine(kernel, options.iommu, options.domain, options.device, options.memory,
