@@ -141,7 +141,6 @@ struct Op {
     unsigned number = 0;
     unsigned long command = 0;
     std::string name{};
-    // NOLINTEND(readability-redundant-member-init)
     size_t size = 0;
 
     // What the header says.
@@ -157,6 +156,7 @@ struct Op {
     // Fill in a call that works.
     std::function<void(Live&, std::byte*)> sample{};
 };
+// NOLINTEND(readability-redundant-member-init)
 
 void PrintTo(const Op& op, std::ostream* out) {
     *out << op.name;
