@@ -100,8 +100,8 @@ demo:
 check:
 	@$(LAB) check
 
-# There are no longer suites yet.
-check-all: check
+check-all:
+	@$(LAB) check --all
 
 lint:
 	@$(LAB) lint

@@ -102,7 +102,7 @@ def call(arguments: Sequence[str], deadline: float) -> tuple[int, str, str]:
 # --- suites ------------------------------------------------------------------
 
 
-def unit(_: str) -> Report:
+def unit(_: Sequence[str]) -> Report:
     """The unit tests, on this machine, with the address and undefined-behaviour sanitizers."""
     code, out, err = call([f"{SANITIZED}/selftests/dmaprobe-unittest"], 120)
     report = parse_ktap(out, code, "unit")
@@ -111,13 +111,12 @@ def unit(_: str) -> Report:
     return report
 
 
-def in_guest(kernel: str) -> Report:
+def in_guest(options: Sequence[str]) -> Report:
     """The selftests in a guest, and the document that `dmaprobe info` writes there."""
     script = ("dmaprobe info --json $DMAPROBE_BDF >/out/info.json 2>/out/info.err; "
               "exec dmaprobe-selftest")
     with tempfile.TemporaryDirectory() as scratch:
-        code, out, err = call([*LAB, "run", "--kernel", kernel, "--deadline", "300",
-                               "--out", scratch, "--", "sh", "-c", script], 900)
+        code, out, err = call([*LAB, "run", *options, "--deadline", "300", "--out", scratch, "--", "sh", "-c", script], 900)
         report = parse_ktap(out, code, "selftest")
         if code:
             report.notes += err
@@ -223,7 +222,7 @@ def check_counts_what_is_missing() -> None:
     expect(statuses("1..1\nBail out! why\n", 1) == ["failed"], "bail out")
 
 
-def the_lab(_: str) -> Report:
+def the_lab(_: Sequence[str]) -> Report:
     """The lab and this program test themselves."""
     return functions([
         check_counts_what_is_missing, lab_refuses_unknown_values, lab_passes_everything_through,
@@ -233,24 +232,29 @@ def the_lab(_: str) -> Report:
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """What runs, what it is for, and what make has to build for it first."""
+    """What runs, with which options of lab, and what make has to build for it first."""
 
-    run: Callable[[str], Report]
-    argument: str
+    run: Callable[[Sequence[str]], Report]
+    options: Sequence[str]
     build: tuple[str, ...]
+    longer: bool = False
 
 
 GUEST = ("BUILD=build/lab", "STATIC=1", "build/lab/bin/dmaprobe",
          "build/lab/selftests/dmaprobe-selftest")
 
-# In the order in which they start: the longest first.
+# In the order in which they start: the longest first. The longer suites run only
+# when all are asked for, or by name.
 SUITES = {
-    "stock": Suite(in_guest, "stock", GUEST),
-    "stable": Suite(in_guest, "stable", GUEST),
-    "vfio": Suite(in_guest, "vfio", GUEST),
-    "lab": Suite(the_lab, "", GUEST),
-    "unit": Suite(unit, "", (
+    "stock": Suite(in_guest, ["--kernel", "stock"], GUEST),
+    "stable": Suite(in_guest, ["--kernel", "stable"], GUEST),
+    "vfio": Suite(in_guest, ["--kernel", "vfio"], GUEST),
+    "lab": Suite(the_lab, [], GUEST),
+    "unit": Suite(unit, [], (
         f"BUILD={SANITIZED}", "SAN=1", f"{SANITIZED}/selftests/dmaprobe-unittest")),
+    "lazy": Suite(in_guest, ["--kernel", "stock", "--domain", "lazy"], GUEST, longer=True),
+    "identity": Suite(in_guest, ["--kernel", "stock", "--domain", "identity"], GUEST, longer=True),
+    "virtio": Suite(in_guest, ["--kernel", "vfio", "--iommu", "virtio"], GUEST, longer=True),
 }
 
 
@@ -266,7 +270,8 @@ def build(names: list[str]) -> str:
         code, out, err = call(["make", "-s", f"-j{os.cpu_count() or 1}", *goal], 1800)
         if code:
             return f"make {' '.join(goal)}\n{out}{err}"
-    kernels = [name for name in names if SUITES[name].run is in_guest]
+    kernels = dict.fromkeys(SUITES[name].options[1] for name in names
+                            if SUITES[name].run is in_guest)
     if kernels:
         arguments = [f"--kernel={name}" for name in kernels]
         if subprocess.run([*LAB, "setup", *arguments], check=False).returncode:
@@ -279,7 +284,7 @@ def perform(name: str) -> Report:
     began = time.monotonic()
     suite = SUITES[name]
     try:
-        report = suite.run(suite.argument)
+        report = suite.run(suite.options)
     except Exception:  # pylint: disable=broad-except
         report = Report()
         report.fail(f"{name}.run", traceback.format_exc())
@@ -327,9 +332,12 @@ def main() -> int:
     options = argparse.ArgumentParser(prog="lab check", description=__doc__)
     options.add_argument("--suite", choices=SUITES, action="append",
                          help="run only this suite; may be given several times")
+    options.add_argument("--all", action="store_true", help="run the longer suites as well")
     options.add_argument("--junit", type=Path, metavar="FILE", help="also write JUnit's XML")
     chosen = options.parse_args()
-    names = [name for name in SUITES if not chosen.suite or name in chosen.suite]
+    names = [name for name, suite in SUITES.items()
+             if name in (chosen.suite or []) or chosen.all
+             or not (chosen.suite or suite.longer)]
 
     reports: dict[str, Report] = {}
     print("KTAP version 1", f"1..{len(names)}", sep="\n", flush=True)

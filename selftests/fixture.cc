@@ -265,6 +265,14 @@ bool Raw::translated() const {
     return limits().props & DMAPROBE_DEVICE_IOMMU;
 }
 
+std::string Raw::no_faults() const {
+    const dmaprobe_domain d = domain();
+    const std::string driver = static_cast<const char*>(d.driver);
+
+    return driver == "intel-iommu" ? ""
+                                   : "the library cannot read the faults of " + driver + " yet";
+}
+
 uint64_t Raw::granule() const {
     const uint64_t sizes = domain().pgsize_bitmap;
 

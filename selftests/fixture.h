@@ -197,6 +197,8 @@ public:
     /* The IOMMU's granule; the page size without an IOMMU. */
     uint64_t granule() const;
     bool translated() const;
+    // Why the library cannot read the faults of the device's IOMMU, or nothing.
+    std::string no_faults() const;
     /* Why this kernel does not offer a call, or nothing when it does. */
     std::optional<std::string> missing(std::string_view kernel_call) const;
 

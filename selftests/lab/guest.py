@@ -41,6 +41,7 @@ class Platform:
 
 IOMMUS = {
     "vtd": Platform(["-device", "intel-iommu,intremap=on"], ["intel_iommu=on"]),
+    "virtio": Platform(["-device", "virtio-iommu-pci"], ["intel_iommu=off"]),
     "none": Platform([], ["intel_iommu=off"]),
 }
 
@@ -168,7 +169,8 @@ class Modules:
 
 
 # What a guest needs before dmaprobe: lab's ports, and the means to bind.
-GUEST_MODULES = ["virtio_pci", "virtio_console", "vfio_pci_core", "iommufd", "vfio_pci"]
+GUEST_MODULES = [
+    "virtio_pci", "virtio_console", "virtio_iommu", "vfio_pci_core", "iommufd", "vfio_pci"]
 
 
 def base(modules: Modules, wanted: list[str]) -> bytes:
