@@ -116,7 +116,8 @@ def in_guest(options: Sequence[str]) -> Report:
     script = ("dmaprobe info --json $DMAPROBE_BDF >/out/info.json 2>/out/info.err; "
               "exec dmaprobe-selftest")
     with tempfile.TemporaryDirectory() as scratch:
-        code, out, err = call([*LAB, "run", *options, "--deadline", "300", "--out", scratch, "--", "sh", "-c", script], 900)
+        code, out, err = call([*LAB, "run", *options, "--deadline", "300", "--out", scratch,
+                               "--", "sh", "-c", script], 900)
         report = parse_ktap(out, code, "selftest")
         if code:
             report.notes += err

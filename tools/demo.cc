@@ -429,7 +429,7 @@ Result<void> Demo::expect_fault(Step& step, FaultAccess access, Iova asked) {
         return done;
     auto fault = faults_->wait(bdf_, 2s);
     if (!fault && fault.error().code == ETIMEDOUT) {
-        // The kernel tells 10 faults in 5 seconds. When others used them up, ask once more later.
+        // The kernel tells few faults in 5 seconds. When others used them up, ask once more later.
         step.say("no fault was told; asking once more when the kernel's rate limit has passed");
         std::this_thread::sleep_for(6s);
         if (auto done = ask(); !done && !engine_->traits().sees_faults)

@@ -46,7 +46,8 @@ struct Fault {
 
 /// Follows the kernel log from the moment of open() on.
 ///
-/// The kernel limits how many VT-d faults it tells: 10 in 5 seconds for all devices together.
+/// The kernel limits how many VT-d faults it tells, for all devices together: a fault uses up to
+/// three of the ten messages that it allows in 5 seconds.
 class FaultWatcher {
 public:
     /// Open the log at its end: what was logged before is not seen. EACCES, EPERM: not root.
