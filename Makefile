@@ -66,7 +66,7 @@ user-install: $(BUILD)/lib/libdmaprobe.a $(BUILD)/lib/libdmaprobe.so.0 $(BUILD)/
 modules:
 	$(if $(wildcard $(KDIR)/Makefile),,$(error no kernel headers at $(KDIR): \
 		install linux-headers-$(shell uname -r), or give KDIR=))
-	$(eval KREL := $(shell $(MAKE) -s --no-print-directory -C $(KDIR) kernelrelease))
+	$(eval KREL := $(shell MAKEFLAGS= $(MAKE) -s --no-print-directory -C $(KDIR) kernelrelease))
 	@mkdir -p $(BUILD)/modules/$(KREL)/kmod
 	@ln -sfn $(CURDIR)/uapi $(BUILD)/modules/$(KREL)/uapi
 	@ln -sf $(wildcard $(CURDIR)/kmod/*) $(BUILD)/modules/$(KREL)/kmod/
@@ -87,7 +87,7 @@ install: all
 	sed -e 's,@PREFIX@,$(PREFIX),' -e 's,@VERSION@,$(VERSION),' lib/dmaprobe.pc.in \
 		> $(DESTDIR)$(PREFIX)/lib/pkgconfig/dmaprobe.pc
 	install -m 644 tools/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1/
-	$(eval KREL := $(shell $(MAKE) -s --no-print-directory -C $(KDIR) kernelrelease))
+	$(eval KREL := $(shell MAKEFLAGS= $(MAKE) -s --no-print-directory -C $(KDIR) kernelrelease))
 	install -D -m 644 $(BUILD)/modules/$(KREL)/dmaprobe.ko \
 		$(DESTDIR)/lib/modules/$(KREL)/updates/dmaprobe.ko
 	$(if $(DESTDIR),,depmod $(KREL))

@@ -41,7 +41,8 @@ unpack_kernel() {
 	mv boot/vmlinuz-* "lib/modules/$2/vmlinuz" 2>/dev/null || true
 	rm -rf boot
 	test -f "lib/modules/$2/vmlinuz"
-	touch "lib/modules/$2/modules.order" "lib/modules/$2/modules.builtin"
+	touch "lib/modules/$2/modules.order" "lib/modules/$2/modules.builtin" \
+		"lib/modules/$2/modules.builtin.modinfo"
 	depmod -b . "$2"
 	echo "$2" >release
 }
