@@ -15,7 +15,7 @@
 #define kzalloc_obj(_obj, _gfp)	kzalloc(sizeof(_obj), _gfp)
 #endif
 
-#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 14, 0)
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 13, 0)
 static inline int copy_struct_to_user(void __user *dst, size_t usize,
 				      const void *src, size_t ksize,
 				      bool *ignored_trailing)

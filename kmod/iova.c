@@ -102,21 +102,33 @@ static const struct dmaprobe_object_type iova_type = {
 	.release = iova_release,
 };
 
-static struct dmaprobe_iova *iova_get(struct dmaprobe_session *s, u32 id)
+/* Look an IOVA space up and lock it. */
+static struct dmaprobe_iova *iova_lock(struct dmaprobe_session *s, u32 id)
 {
 	struct dmaprobe_object *obj = dmaprobe_object_get(s, id, &iova_type);
+	struct dmaprobe_iova *iova;
 
-	return IS_ERR(obj) ? ERR_CAST(obj) :
-			     container_of(obj, struct dmaprobe_iova, obj);
+	if (IS_ERR(obj))
+		return ERR_CAST(obj);
+	iova = container_of(obj, struct dmaprobe_iova, obj);
+	mutex_lock(&iova->lock);
+	if (!iova->dead)
+		return iova;
+
+	mutex_unlock(&iova->lock);
+	dmaprobe_object_put(obj);
+	return ERR_PTR(-ENOENT);
 }
 
-static void iova_put(struct dmaprobe_iova *iova)
+static void iova_unlock(struct dmaprobe_iova *iova)
 {
-	if (!IS_ERR(iova))
+	if (!IS_ERR(iova)) {
+		mutex_unlock(&iova->lock);
 		dmaprobe_object_put(&iova->obj);
+	}
 }
 
-DEFINE_FREE(iova_put, struct dmaprobe_iova *, iova_put(_T))
+DEFINE_FREE(iova_unlock, struct dmaprobe_iova *, iova_unlock(_T))
 
 /* The state is gone: nobody may find the object any more. */
 static void iova_bury(struct dmaprobe_iova *iova)
@@ -223,13 +235,9 @@ int dmaprobe_op_iova_free(struct dmaprobe_ucmd *ucmd)
 	if (cmd->__reserved)
 		return -EINVAL;
 
-	struct dmaprobe_iova *iova __free(iova_put) = iova_get(s, cmd->id);
+	struct dmaprobe_iova *iova __free(iova_unlock) = iova_lock(s, cmd->id);
 	if (IS_ERR(iova))
 		return PTR_ERR(iova);
-
-	guard(mutex)(&iova->lock);
-	if (iova->dead)
-		return -ENOENT;
 	if (iova->nr_links)
 		return -EBUSY;
 
@@ -286,7 +294,7 @@ int dmaprobe_op_iova_link(struct dmaprobe_ucmd *ucmd)
 	if (!dmaprobe_valid_dir(cmd->dir))
 		return -EINVAL;
 
-	struct dmaprobe_iova *iova __free(iova_put) = iova_get(s, cmd->id);
+	struct dmaprobe_iova *iova __free(iova_unlock) = iova_lock(s, cmd->id);
 	if (IS_ERR(iova))
 		return PTR_ERR(iova);
 	struct dmaprobe_buffer *buf __free(dmaprobe_buffer_put) =
@@ -296,10 +304,6 @@ int dmaprobe_op_iova_link(struct dmaprobe_ucmd *ucmd)
 	ret = dmaprobe_buffer_range(buf, cmd->buffer_offset, cmd->length, &phys);
 	if (ret)
 		return ret;
-
-	guard(mutex)(&iova->lock);
-	if (iova->dead)
-		return -ENOENT;
 	mask = dmaprobe_granule(s->dd) - 1;
 	ret = check_link(iova, phys, cmd->offset, cmd->length, mask);
 	if (ret)
@@ -339,13 +343,9 @@ int dmaprobe_op_iova_sync(struct dmaprobe_ucmd *ucmd)
 	if (cmd->__reserved)
 		return -EINVAL;
 
-	struct dmaprobe_iova *iova __free(iova_put) = iova_get(s, cmd->id);
+	struct dmaprobe_iova *iova __free(iova_unlock) = iova_lock(s, cmd->id);
 	if (IS_ERR(iova))
 		return PTR_ERR(iova);
-
-	guard(mutex)(&iova->lock);
-	if (iova->dead)
-		return -ENOENT;
 	ret = check_linked(iova, cmd->offset, cmd->length, false, 0);
 	if (ret)
 		return ret;
@@ -365,13 +365,9 @@ int dmaprobe_op_iova_unlink(struct dmaprobe_ucmd *ucmd)
 	if (!dmaprobe_valid_dir(cmd->dir))
 		return -EINVAL;
 
-	struct dmaprobe_iova *iova __free(iova_put) = iova_get(s, cmd->id);
+	struct dmaprobe_iova *iova __free(iova_unlock) = iova_lock(s, cmd->id);
 	if (IS_ERR(iova))
 		return PTR_ERR(iova);
-
-	guard(mutex)(&iova->lock);
-	if (iova->dead)
-		return -ENOENT;
 	ret = check_linked(iova, cmd->offset, cmd->length, true, cmd->dir);
 	if (ret)
 		return ret;
@@ -398,13 +394,9 @@ int dmaprobe_op_iova_destroy(struct dmaprobe_ucmd *ucmd)
 	if (!dmaprobe_valid_dir(cmd->dir))
 		return -EINVAL;
 
-	struct dmaprobe_iova *iova __free(iova_put) = iova_get(s, cmd->id);
+	struct dmaprobe_iova *iova __free(iova_unlock) = iova_lock(s, cmd->id);
 	if (IS_ERR(iova))
 		return PTR_ERR(iova);
-
-	guard(mutex)(&iova->lock);
-	if (iova->dead)
-		return -ENOENT;
 	if (cmd->mapped_len) {
 		ret = check_linked(iova, 0, cmd->mapped_len, true, cmd->dir);
 		if (ret)
@@ -426,20 +418,16 @@ int dmaprobe_op_iova_state(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_iova_state *cmd = ucmd->cmd;
 
-	struct dmaprobe_iova *iova __free(iova_put) =
-		iova_get(ucmd->session, cmd->id);
+	struct dmaprobe_iova *iova __free(iova_unlock) =
+		iova_lock(ucmd->session, cmd->id);
 	if (IS_ERR(iova))
 		return PTR_ERR(iova);
 
-	scoped_guard(mutex, &iova->lock) {
-		if (iova->dead)
-			return -ENOENT;
-		cmd->use = dma_use_iova(&iova->state);
-		cmd->addr = iova->state.addr;
-		cmd->length = dma_iova_size(&iova->state);
-		cmd->linked = iova->linked;
-		cmd->nr_links = iova->nr_links;
-		cmd->bounced = !!(iova->state.__size & DMA_IOVA_USE_SWIOTLB);
-	}
+	cmd->use = dma_use_iova(&iova->state);
+	cmd->addr = iova->state.addr;
+	cmd->length = dma_iova_size(&iova->state);
+	cmd->linked = iova->linked;
+	cmd->nr_links = iova->nr_links;
+	cmd->bounced = !!(iova->state.__size & DMA_IOVA_USE_SWIOTLB);
 	return dmaprobe_respond(ucmd);
 }
