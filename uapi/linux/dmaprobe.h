@@ -382,7 +382,8 @@ enum dmaprobe_buffer_kind {
  *	MAP_SHARED; add a multiple of the page size to map from there
  *
  * Allocate zeroed memory from the page allocator. It can be mmapped; the
- * program's mappings of it outlive the buffer.
+ * program's mappings of it outlive the buffer. EINTR when the process is being
+ * killed.
  */
 struct dmaprobe_buffer_alloc {
 	__u32 size;
@@ -579,8 +580,8 @@ struct dmaprobe_iova_free {
  * IOVA space; at @offset 0 the memory does not lie in its granule as the IOVA
  * does; behind that, memory or IOVA do not start at a granule; it ends inside
  * a granule and is not the last range, or lies behind such a range. EEXIST when
- * it would cover a granule that is linked. EIO when the memory cannot be
- * bounced in full though it must be.
+ * it would cover a granule that is linked. ENOMEM when the kernel has no memory
+ * for page tables, or no room to bounce what it must bounce.
  */
 struct dmaprobe_iova_link {
 	__u32 size;
