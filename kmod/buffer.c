@@ -126,20 +126,22 @@ static void buffer_release(struct dmaprobe_object *obj)
 
 const struct dmaprobe_object_type dmaprobe_buffer_type = {
 	.release = buffer_release,
+	.memory = true,
 };
 
 /**
  * dmaprobe_buffer_get - look a buffer up
- * @s: the session
+ * @ucmd: the call that names it
  * @id: its id
  *
  * Return: the buffer with a reference taken, or ERR_PTR(-ENOENT)
  */
-struct dmaprobe_buffer *dmaprobe_buffer_get(struct dmaprobe_session *s, u32 id)
+struct dmaprobe_buffer *dmaprobe_buffer_get(const struct dmaprobe_ucmd *ucmd,
+					    u32 id)
 {
 	struct dmaprobe_object *obj;
 
-	obj = dmaprobe_object_get(s, id, &dmaprobe_buffer_type);
+	obj = dmaprobe_object_get(ucmd, id, &dmaprobe_buffer_type);
 	return IS_ERR(obj) ? ERR_CAST(obj) :
 			     container_of(obj, struct dmaprobe_buffer, obj);
 }
@@ -149,13 +151,14 @@ struct dmaprobe_buffer *dmaprobe_buffer_get(struct dmaprobe_session *s, u32 id)
  * @buf: the buffer
  * @offset: start of the range
  * @length: its length
+ * @dir: what the device is to do with it
  * @phys: out: its physical address
  *
  * Return: 0, or -EINVAL when the range is empty, leaves the buffer or is not
  * physically contiguous
  */
 int dmaprobe_buffer_range(const struct dmaprobe_buffer *buf, u64 offset,
-			  u64 length, phys_addr_t *phys)
+			  u64 length, u32 dir, phys_addr_t *phys)
 {
 	u64 size = (u64)buf->nr_pages << PAGE_SHIFT;
 
@@ -248,7 +251,7 @@ int dmaprobe_op_buffer_alloc(struct dmaprobe_ucmd *ucmd)
 	ret = dmaprobe_respond(ucmd);
 	if (ret)
 		goto err_unreserve;
-	dmaprobe_object_publish(&buf->obj);
+	dmaprobe_object_publish(ucmd, &buf->obj);
 	return 0;
 
 err_unreserve:
@@ -268,13 +271,13 @@ int dmaprobe_op_buffer_free(struct dmaprobe_ucmd *ucmd)
 
 	if (cmd->__reserved)
 		return -EINVAL;
-	return dmaprobe_object_destroy(ucmd->session, cmd->id,
-				       &dmaprobe_buffer_type);
+	return dmaprobe_object_destroy(ucmd, cmd->id, &dmaprobe_buffer_type);
 }
 
 int dmaprobe_mmap(struct file *file, struct vm_area_struct *vma)
 {
 	struct dmaprobe_session *s = file->private_data;
+	struct dmaprobe_ucmd lookup = { .session = s };
 	unsigned long first, nr = vma_pages(vma);
 
 	if (!READ_ONCE(s->dd->pdev))
@@ -284,8 +287,8 @@ int dmaprobe_mmap(struct file *file, struct vm_area_struct *vma)
 		return -EINVAL;
 
 	struct dmaprobe_buffer *buf __free(dmaprobe_buffer_put) =
-		dmaprobe_buffer_get(s, vma->vm_pgoff >>
-				       (MMAP_ID_SHIFT - PAGE_SHIFT));
+		dmaprobe_buffer_get(&lookup, vma->vm_pgoff >>
+					     (MMAP_ID_SHIFT - PAGE_SHIFT));
 	if (IS_ERR(buf))
 		return PTR_ERR(buf);
 

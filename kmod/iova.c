@@ -103,9 +103,9 @@ static const struct dmaprobe_object_type iova_type = {
 };
 
 /* Look an IOVA space up and lock it. */
-static struct dmaprobe_iova *iova_lock(struct dmaprobe_session *s, u32 id)
+static struct dmaprobe_iova *iova_lock(const struct dmaprobe_ucmd *ucmd, u32 id)
 {
-	struct dmaprobe_object *obj = dmaprobe_object_get(s, id, &iova_type);
+	struct dmaprobe_object *obj = dmaprobe_object_get(ucmd, id, &iova_type);
 	struct dmaprobe_iova *iova;
 
 	if (IS_ERR(obj))
@@ -185,10 +185,11 @@ int dmaprobe_op_iova_alloc(struct dmaprobe_ucmd *ucmd)
 	if (cmd->buffer_id) {
 		struct dmaprobe_buffer *buf;
 
-		buf = dmaprobe_buffer_get(s, cmd->buffer_id);
+		buf = dmaprobe_buffer_get(ucmd, cmd->buffer_id);
 		if (IS_ERR(buf))
 			return PTR_ERR(buf);
-		ret = dmaprobe_buffer_range(buf, cmd->buffer_offset, 1, &phys);
+		ret = dmaprobe_buffer_range(buf, cmd->buffer_offset, 1,
+					    DMAPROBE_DIR_TO_DEVICE, &phys);
 		dmaprobe_buffer_put(buf);
 		if (ret)
 			return ret;
@@ -214,7 +215,7 @@ int dmaprobe_op_iova_alloc(struct dmaprobe_ucmd *ucmd)
 	ret = dmaprobe_respond(ucmd);
 	if (ret)
 		goto err_iova;
-	dmaprobe_object_publish(&iova->obj);
+	dmaprobe_object_publish(ucmd, &iova->obj);
 	return 0;
 
 err_iova:
@@ -235,7 +236,7 @@ int dmaprobe_op_iova_free(struct dmaprobe_ucmd *ucmd)
 	if (cmd->__reserved)
 		return -EINVAL;
 
-	struct dmaprobe_iova *iova __free(iova_unlock) = iova_lock(s, cmd->id);
+	struct dmaprobe_iova *iova __free(iova_unlock) = iova_lock(ucmd, cmd->id);
 	if (IS_ERR(iova))
 		return PTR_ERR(iova);
 	if (iova->nr_links)
@@ -287,21 +288,22 @@ int dmaprobe_op_iova_link(struct dmaprobe_ucmd *ucmd)
 	u64 mask;
 	int ret;
 
-	if (cmd->__reserved)
+	if (cmd->bar)
 		return -EINVAL;
 	if (cmd->attrs)
 		return -EOPNOTSUPP;
 	if (!dmaprobe_valid_dir(cmd->dir))
 		return -EINVAL;
 
-	struct dmaprobe_iova *iova __free(iova_unlock) = iova_lock(s, cmd->id);
+	struct dmaprobe_iova *iova __free(iova_unlock) = iova_lock(ucmd, cmd->id);
 	if (IS_ERR(iova))
 		return PTR_ERR(iova);
 	struct dmaprobe_buffer *buf __free(dmaprobe_buffer_put) =
-		dmaprobe_buffer_get(s, cmd->buffer_id);
+		dmaprobe_buffer_get(ucmd, cmd->buffer_id);
 	if (IS_ERR(buf))
 		return PTR_ERR(buf);
-	ret = dmaprobe_buffer_range(buf, cmd->buffer_offset, cmd->length, &phys);
+	ret = dmaprobe_buffer_range(buf, cmd->buffer_offset, cmd->length,
+				    cmd->dir, &phys);
 	if (ret)
 		return ret;
 	mask = dmaprobe_granule(s->dd) - 1;
@@ -343,7 +345,7 @@ int dmaprobe_op_iova_sync(struct dmaprobe_ucmd *ucmd)
 	if (cmd->__reserved)
 		return -EINVAL;
 
-	struct dmaprobe_iova *iova __free(iova_unlock) = iova_lock(s, cmd->id);
+	struct dmaprobe_iova *iova __free(iova_unlock) = iova_lock(ucmd, cmd->id);
 	if (IS_ERR(iova))
 		return PTR_ERR(iova);
 	ret = check_linked(iova, cmd->offset, cmd->length, false, 0);
@@ -365,7 +367,7 @@ int dmaprobe_op_iova_unlink(struct dmaprobe_ucmd *ucmd)
 	if (!dmaprobe_valid_dir(cmd->dir))
 		return -EINVAL;
 
-	struct dmaprobe_iova *iova __free(iova_unlock) = iova_lock(s, cmd->id);
+	struct dmaprobe_iova *iova __free(iova_unlock) = iova_lock(ucmd, cmd->id);
 	if (IS_ERR(iova))
 		return PTR_ERR(iova);
 	ret = check_linked(iova, cmd->offset, cmd->length, true, cmd->dir);
@@ -394,7 +396,7 @@ int dmaprobe_op_iova_destroy(struct dmaprobe_ucmd *ucmd)
 	if (!dmaprobe_valid_dir(cmd->dir))
 		return -EINVAL;
 
-	struct dmaprobe_iova *iova __free(iova_unlock) = iova_lock(s, cmd->id);
+	struct dmaprobe_iova *iova __free(iova_unlock) = iova_lock(ucmd, cmd->id);
 	if (IS_ERR(iova))
 		return PTR_ERR(iova);
 	if (cmd->mapped_len) {
@@ -419,7 +421,7 @@ int dmaprobe_op_iova_state(struct dmaprobe_ucmd *ucmd)
 	struct dmaprobe_iova_state *cmd = ucmd->cmd;
 
 	struct dmaprobe_iova *iova __free(iova_unlock) =
-		iova_lock(ucmd->session, cmd->id);
+		iova_lock(ucmd, cmd->id);
 	if (IS_ERR(iova))
 		return PTR_ERR(iova);
 

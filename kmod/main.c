@@ -43,6 +43,25 @@ union dmaprobe_cmd_buffer {
 	struct dmaprobe_iova_destroy iova_destroy;
 	struct dmaprobe_iova_state iova_state;
 	struct dmaprobe_translate translate;
+	struct dmaprobe_nop nop;
+	struct dmaprobe_stats stats;
+	struct dmaprobe_run run;
+	struct dmaprobe_bench bench;
+	struct dmaprobe_set_segments set_segments;
+	struct dmaprobe_buffer_pin buffer_pin;
+	struct dmaprobe_copy copy;
+	struct dmaprobe_map_sg map_sg;
+	struct dmaprobe_map_resource map_resource;
+	struct dmaprobe_map_dmabuf map_dmabuf;
+	struct dmaprobe_segments segments;
+	struct dmaprobe_alloc alloc;
+	struct dmaprobe_alloc_free alloc_free;
+	struct dmaprobe_sgtable sgtable;
+	struct dmaprobe_export export;
+	struct dmaprobe_pool_create pool_create;
+	struct dmaprobe_pool_destroy pool_destroy;
+	struct dmaprobe_pool_alloc pool_alloc;
+	struct dmaprobe_pool_free pool_free;
 };
 
 struct dmaprobe_op {
@@ -78,7 +97,8 @@ static const struct dmaprobe_op dmaprobe_ops[] = {
 	   .exclusive = true),
 	OP(DMAPROBE_ENABLE, dmaprobe_op_enable, dmaprobe_enable, __reserved),
 	OP(DMAPROBE_BUFFER_ALLOC, dmaprobe_op_buffer_alloc,
-	   dmaprobe_buffer_alloc, mmap_offset),
+	   dmaprobe_buffer_alloc, mmap_offset,
+	   .flags = DMAPROBE_BUFFER_NODE),
 	OP(DMAPROBE_BUFFER_FREE, dmaprobe_op_buffer_free, dmaprobe_buffer_free,
 	   __reserved),
 	OP(DMAPROBE_MAP, dmaprobe_op_map, dmaprobe_map, __reserved),
@@ -100,6 +120,40 @@ static const struct dmaprobe_op dmaprobe_ops[] = {
 	   bounced),
 	OP(DMAPROBE_TRANSLATE, dmaprobe_op_translate, dmaprobe_translate,
 	   translated, .flags = DMAPROBE_TRANSLATE_PHYS),
+	OP(DMAPROBE_NOP, dmaprobe_op_nop, dmaprobe_nop, flags),
+	OP(DMAPROBE_STATS, dmaprobe_op_stats, dmaprobe_stats, pinned),
+	OP(DMAPROBE_RUN, dmaprobe_op_run, dmaprobe_run, ops,
+	   .flags = DMAPROBE_RUN_CONTINUE),
+	OP(DMAPROBE_BENCH, dmaprobe_op_bench, dmaprobe_bench, ns),
+	OP(DMAPROBE_SET_SEGMENTS, dmaprobe_op_set_segments,
+	   dmaprobe_set_segments, segment_boundary_mask,
+	   .flags = DMAPROBE_SET_SEGMENTS_MAX_SIZE |
+		    DMAPROBE_SET_SEGMENTS_BOUNDARY |
+		    DMAPROBE_SET_SEGMENTS_MIN_ALIGN,
+	   .exclusive = true),
+	OP(DMAPROBE_BUFFER_PIN, dmaprobe_op_buffer_pin, dmaprobe_buffer_pin,
+	   __reserved, .flags = DMAPROBE_BUFFER_PIN_READ_ONLY),
+	OP(DMAPROBE_COPY, dmaprobe_op_copy, dmaprobe_copy, addr),
+	OP(DMAPROBE_MAP_SG, dmaprobe_op_map_sg, dmaprobe_map_sg, need_sync),
+	OP(DMAPROBE_MAP_RESOURCE, dmaprobe_op_map_resource,
+	   dmaprobe_map_resource, dma_addr),
+	OP(DMAPROBE_MAP_DMABUF, dmaprobe_op_map_dmabuf, dmaprobe_map_dmabuf,
+	   length),
+	OP(DMAPROBE_SEGMENTS, dmaprobe_op_segments, dmaprobe_segments, segments),
+	OP(DMAPROBE_ALLOC, dmaprobe_op_alloc, dmaprobe_alloc, mmap_offset),
+	OP(DMAPROBE_ALLOC_FREE, dmaprobe_op_alloc_free, dmaprobe_alloc_free,
+	   __reserved),
+	OP(DMAPROBE_SGTABLE, dmaprobe_op_sgtable, dmaprobe_sgtable, entries,
+	   .flags = DMAPROBE_SGTABLE_PHYS),
+	OP(DMAPROBE_EXPORT, dmaprobe_op_export, dmaprobe_export, fd),
+	OP(DMAPROBE_POOL_CREATE, dmaprobe_op_pool_create, dmaprobe_pool_create,
+	   __reserved),
+	OP(DMAPROBE_POOL_DESTROY, dmaprobe_op_pool_destroy,
+	   dmaprobe_pool_destroy, __reserved),
+	OP(DMAPROBE_POOL_ALLOC, dmaprobe_op_pool_alloc, dmaprobe_pool_alloc,
+	   dma_addr),
+	OP(DMAPROBE_POOL_FREE, dmaprobe_op_pool_free, dmaprobe_pool_free,
+	   __reserved),
 };
 
 /**

@@ -113,13 +113,13 @@ int dmaprobe_op_map(struct dmaprobe_ucmd *ucmd)
 	m->dir = cmd->dir;
 	m->length = cmd->length;
 
-	m->buf = dmaprobe_buffer_get(s, cmd->buffer_id);
+	m->buf = dmaprobe_buffer_get(ucmd, cmd->buffer_id);
 	if (IS_ERR(m->buf)) {
 		ret = PTR_ERR(m->buf);
 		goto err_free;
 	}
 	ret = dmaprobe_buffer_range(m->buf, cmd->buffer_offset, cmd->length,
-				    &phys);
+				    cmd->dir, &phys);
 	if (ret)
 		goto err_buffer;
 	ret = check_reach(s->dd, phys, cmd->length);
@@ -140,7 +140,7 @@ int dmaprobe_op_map(struct dmaprobe_ucmd *ucmd)
 	ret = dmaprobe_respond(ucmd);
 	if (ret)
 		goto err_unmap;
-	dmaprobe_object_publish(&m->obj);
+	dmaprobe_object_publish(ucmd, &m->obj);
 	return 0;
 
 err_unmap:
@@ -160,7 +160,7 @@ int dmaprobe_op_unmap(struct dmaprobe_ucmd *ucmd)
 
 	if (cmd->__reserved)
 		return -EINVAL;
-	return dmaprobe_object_destroy(ucmd->session, cmd->id, &mapping_type);
+	return dmaprobe_object_destroy(ucmd, cmd->id, &mapping_type);
 }
 
 int dmaprobe_op_sync(struct dmaprobe_ucmd *ucmd)
@@ -174,7 +174,7 @@ int dmaprobe_op_sync(struct dmaprobe_ucmd *ucmd)
 	if (cmd->target > DMAPROBE_SYNC_FOR_DEVICE || !cmd->length)
 		return -EINVAL;
 
-	obj = dmaprobe_object_get(ucmd->session, cmd->id, &mapping_type);
+	obj = dmaprobe_object_get(ucmd, cmd->id, &mapping_type);
 	if (IS_ERR(obj))
 		return PTR_ERR(obj);
 	m = container_of(obj, struct dmaprobe_mapping, obj);

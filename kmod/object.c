@@ -39,36 +39,52 @@ void dmaprobe_object_unreserve(struct dmaprobe_object *obj)
 
 /**
  * dmaprobe_object_publish - let lookups find an object
+ * @ucmd: the call that made it
  * @obj: the object; its first reference is the xarray's from now on
  */
-void dmaprobe_object_publish(struct dmaprobe_object *obj)
+void dmaprobe_object_publish(struct dmaprobe_ucmd *ucmd,
+			     struct dmaprobe_object *obj)
 {
 	struct xarray *xa = &obj->session->objects;
 
 	/* Cannot fail: the reserved slot is there. */
 	xa_lock(xa);
 	__xa_store(xa, obj->id, obj, 0);
-	if (obj->type == &dmaprobe_buffer_type)
+	if (obj->type->memory)
 		__xa_set_mark(xa, obj->id, DMAPROBE_MARK_BUFFER);
 	xa_unlock(xa);
+	ucmd->made = obj->id;
+}
+
+/* The id that is meant: in a run it can be that of what an earlier call made. */
+static u32 resolve_id(const struct dmaprobe_ucmd *ucmd, u32 id)
+{
+	u32 index = id & ~DMAPROBE_RUN_ID(0);
+
+	if (likely(index == id))
+		return id;
+	if (!ucmd->run || index >= ucmd->run->nr)
+		return 0;
+	return ucmd->run->ids[index];
 }
 
 /**
  * dmaprobe_object_get - look an object up
- * @s: the session
+ * @ucmd: the call that names it
  * @id: its id
  * @type: the type it must have
  *
  * Return: the object with a reference taken, or ERR_PTR(-ENOENT)
  */
 struct dmaprobe_object *
-dmaprobe_object_get(struct dmaprobe_session *s, u32 id,
+dmaprobe_object_get(const struct dmaprobe_ucmd *ucmd, u32 id,
 		    const struct dmaprobe_object_type *type)
 {
 	struct dmaprobe_object *obj;
 
+	id = resolve_id(ucmd, id);
 	guard(rcu)();
-	obj = xa_load(&s->objects, id);
+	obj = xa_load(&ucmd->session->objects, id);
 	if (!obj || obj->type != type || !refcount_inc_not_zero(&obj->refs))
 		return ERR_PTR(-ENOENT);
 	return obj;
@@ -88,17 +104,19 @@ void dmaprobe_object_put(struct dmaprobe_object *obj)
 
 /**
  * dmaprobe_object_destroy - take an object out of its session and release it
- * @s: the session
+ * @ucmd: the call that names it
  * @id: its id
  * @type: the type it must have
  *
  * Return: 0, -ENOENT, or -EBUSY while somebody else holds a reference
  */
-int dmaprobe_object_destroy(struct dmaprobe_session *s, u32 id,
+int dmaprobe_object_destroy(const struct dmaprobe_ucmd *ucmd, u32 id,
 			    const struct dmaprobe_object_type *type)
 {
+	struct dmaprobe_session *s = ucmd->session;
 	struct dmaprobe_object *obj;
 
+	id = resolve_id(ucmd, id);
 	scoped_guard(spinlock, &s->objects.xa_lock) {
 		obj = xa_load(&s->objects, id);
 		if (!obj || obj->type != type)
@@ -113,15 +131,13 @@ int dmaprobe_object_destroy(struct dmaprobe_session *s, u32 id,
 	return 0;
 }
 
-static void teardown(struct dmaprobe_session *s, bool buffers)
+static void teardown(struct dmaprobe_session *s, bool memory)
 {
 	struct dmaprobe_object *obj;
 	unsigned long id;
 
 	xa_for_each(&s->objects, id, obj) {
-		bool is_buffer = obj->type == &dmaprobe_buffer_type;
-
-		if (is_buffer == buffers) {
+		if (obj->type->memory == memory) {
 			xa_erase(&s->objects, id);
 			dmaprobe_object_put(obj);
 		}

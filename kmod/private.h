@@ -83,6 +83,14 @@ struct dmaprobe_ucmd {
 	u32 user_size;
 	u32 size;
 	void *cmd;
+	const struct dmaprobe_run_ids *run;	/* of the run it is in, or NULL */
+	u32 made;		/* id of the object that it made, or 0 */
+};
+
+/* The ids that the calls of a run have made, for DMAPROBE_RUN_ID(). */
+struct dmaprobe_run_ids {
+	u32 nr;
+	const u32 *ids;
 };
 
 /*
@@ -93,6 +101,7 @@ struct dmaprobe_ucmd {
  */
 struct dmaprobe_object_type {
 	void (*release)(struct dmaprobe_object *obj);
+	bool memory;		/* what others map; torn down after them */
 };
 
 struct dmaprobe_object {
@@ -113,12 +122,13 @@ int dmaprobe_object_reserve(struct dmaprobe_session *s,
 			    struct dmaprobe_object *obj,
 			    const struct dmaprobe_object_type *type);
 void dmaprobe_object_unreserve(struct dmaprobe_object *obj);
-void dmaprobe_object_publish(struct dmaprobe_object *obj);
+void dmaprobe_object_publish(struct dmaprobe_ucmd *ucmd,
+			     struct dmaprobe_object *obj);
 struct dmaprobe_object *
-dmaprobe_object_get(struct dmaprobe_session *s, u32 id,
+dmaprobe_object_get(const struct dmaprobe_ucmd *ucmd, u32 id,
 		    const struct dmaprobe_object_type *type);
 void dmaprobe_object_put(struct dmaprobe_object *obj);
-int dmaprobe_object_destroy(struct dmaprobe_session *s, u32 id,
+int dmaprobe_object_destroy(const struct dmaprobe_ucmd *ucmd, u32 id,
 			    const struct dmaprobe_object_type *type);
 void dmaprobe_objects_teardown(struct dmaprobe_session *s);
 
@@ -130,7 +140,8 @@ struct dmaprobe_buffer {
 	u32 kind;
 };
 
-struct dmaprobe_buffer *dmaprobe_buffer_get(struct dmaprobe_session *s, u32 id);
+struct dmaprobe_buffer *dmaprobe_buffer_get(const struct dmaprobe_ucmd *ucmd,
+					    u32 id);
 
 /* Also of what dmaprobe_buffer_get() answered when it found none. */
 static inline void dmaprobe_buffer_put(struct dmaprobe_buffer *buf)
@@ -142,7 +153,7 @@ static inline void dmaprobe_buffer_put(struct dmaprobe_buffer *buf)
 DEFINE_FREE(dmaprobe_buffer_put, struct dmaprobe_buffer *, dmaprobe_buffer_put(_T))
 
 int dmaprobe_buffer_range(const struct dmaprobe_buffer *buf, u64 offset,
-			  u64 length, phys_addr_t *phys);
+			  u64 length, u32 dir, phys_addr_t *phys);
 bool dmaprobe_buffer_find(const struct dmaprobe_buffer *buf, phys_addr_t phys,
 			  u64 *offset);
 int dmaprobe_mmap(struct file *file, struct vm_area_struct *vma);
@@ -180,6 +191,25 @@ int dmaprobe_op_iova_unlink(struct dmaprobe_ucmd *ucmd);
 int dmaprobe_op_iova_destroy(struct dmaprobe_ucmd *ucmd);
 int dmaprobe_op_iova_state(struct dmaprobe_ucmd *ucmd);
 int dmaprobe_op_translate(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_nop(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_stats(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_run(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_bench(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_set_segments(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_buffer_pin(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_copy(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_map_sg(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_map_resource(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_map_dmabuf(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_segments(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_alloc(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_alloc_free(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_sgtable(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_export(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_pool_create(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_pool_destroy(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_pool_alloc(struct dmaprobe_ucmd *ucmd);
+int dmaprobe_op_pool_free(struct dmaprobe_ucmd *ucmd);
 
 static inline struct device *dmaprobe_dma_dev(const struct dmaprobe_session *s)
 {

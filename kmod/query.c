@@ -107,6 +107,8 @@ int dmaprobe_op_limits(struct dmaprobe_ucmd *ucmd)
 		cmd->props |= DMAPROBE_DEVICE_ADDRESSING_LIMITED;
 	if (dmaprobe_translates(ucmd->session->dd))
 		cmd->props |= DMAPROBE_DEVICE_IOMMU;
+	if (dma_can_mmap(dev))
+		cmd->props |= DMAPROBE_DEVICE_CAN_MMAP;
 	cmd->max_segment_size = dma_get_max_seg_size(dev);
 	cmd->dma_mask = dma_get_mask(dev);
 	cmd->coherent_dma_mask = dev->coherent_dma_mask;
@@ -117,6 +119,8 @@ int dmaprobe_op_limits(struct dmaprobe_ucmd *ucmd)
 	cmd->merge_boundary = dma_get_merge_boundary(dev);
 	cmd->segment_boundary_mask = dma_get_seg_boundary(dev);
 	cmd->min_align_mask = dma_get_min_align_mask(dev);
+	cmd->cache_alignment = dma_get_cache_alignment();
+	cmd->__reserved = 0;
 	return dmaprobe_respond(ucmd);
 }
 
@@ -243,7 +247,7 @@ int dmaprobe_op_set_mask(struct dmaprobe_ucmd *ucmd)
 	guard(mutex)(&dd->lock);
 	list_for_each_entry(s, &dd->sessions, node) {
 		xa_for_each(&s->objects, id, obj) {
-			if (obj->type != &dmaprobe_buffer_type)
+			if (!obj->type->memory)
 				return -EBUSY;
 		}
 	}

@@ -16,6 +16,7 @@
 
 /* The buffer the last granule was found in: the next is likely there as well. */
 struct cursor {
+	const struct dmaprobe_ucmd *ucmd;
 	struct dmaprobe_session *session;
 	struct dmaprobe_buffer *buf;
 };
@@ -36,7 +37,7 @@ static bool cursor_find(struct cursor *c, phys_addr_t phys, u64 *offset)
 
 	xa_for_each_marked(&c->session->objects, id, obj, DMAPROBE_MARK_BUFFER) {
 		struct dmaprobe_buffer *buf =
-			dmaprobe_buffer_get(c->session, id);
+			dmaprobe_buffer_get(c->ucmd, id);
 
 		if (IS_ERR(buf))
 			continue;
@@ -134,7 +135,7 @@ static int translate(struct cursor *c, struct dmaprobe_translate *cmd)
 int dmaprobe_op_translate(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_translate *cmd = ucmd->cmd;
-	struct cursor c = { .session = ucmd->session };
+	struct cursor c = { .ucmd = ucmd, .session = ucmd->session };
 	u64 end;
 	int ret;
 
@@ -148,7 +149,7 @@ int dmaprobe_op_translate(struct dmaprobe_ucmd *ucmd)
 		return -EOPNOTSUPP;
 
 	if (cmd->buffer_id) {
-		c.buf = dmaprobe_buffer_get(ucmd->session, cmd->buffer_id);
+		c.buf = dmaprobe_buffer_get(ucmd, cmd->buffer_id);
 		if (IS_ERR(c.buf))
 			return PTR_ERR(c.buf);
 	}

@@ -289,7 +289,7 @@ const std::vector<Op>& ops() {
         {
             using T = struct dmaprobe_iova_link;
             all.push_back(of<T>({.min_size = 56,
-                                 .reserved = {AT(__reserved)},
+                                 .reserved = {AT(bar)},
                                  .attrs = {AT(attrs)},
                                  .ids = {{AT(id), Kind::iova}, {AT(buffer_id), Kind::buffer}},
                                  .enums = {{AT(dir), 3}},

@@ -51,10 +51,24 @@
  *    callers without CAP_IPC_LOCK, the module's session_max_mib for all).
  */
 
+/**
+ * DOC: Transports
+ *
+ * The same commands with the same structs go three ways, and answer alike:
+ *
+ *  - ioctl(), with the command as request and the struct's address as argument.
+ *  - io_uring, as ``IORING_OP_URING_CMD``: sqe->cmd_op is the command, sqe->addr
+ *    the struct's address; all other members that the operation could use are
+ *    zero, otherwise EINVAL. cqe->res is 0 or the negative errno. The struct must
+ *    stay where it is until the completion. Commands that may take long run in
+ *    a worker of the ring.
+ *  - ``DMAPROBE_RUN``, which makes many calls in one.
+ */
+
 #define DMAPROBE_IOC_MAGIC	0xDA
 
 /* Raised when a command is added or a struct grows. */
-#define DMAPROBE_ABI_VERSION	1
+#define DMAPROBE_ABI_VERSION	2
 
 /**
  * enum dmaprobe_cmd_nr - numbers of the commands
@@ -77,6 +91,25 @@
  * @DMAPROBE_NR_IOVA_DESTROY: see &struct dmaprobe_iova_destroy
  * @DMAPROBE_NR_IOVA_STATE: see &struct dmaprobe_iova_state
  * @DMAPROBE_NR_TRANSLATE: see &struct dmaprobe_translate
+ * @DMAPROBE_NR_NOP: see &struct dmaprobe_nop
+ * @DMAPROBE_NR_STATS: see &struct dmaprobe_stats
+ * @DMAPROBE_NR_RUN: see &struct dmaprobe_run
+ * @DMAPROBE_NR_BENCH: see &struct dmaprobe_bench
+ * @DMAPROBE_NR_SET_SEGMENTS: see &struct dmaprobe_set_segments
+ * @DMAPROBE_NR_BUFFER_PIN: see &struct dmaprobe_buffer_pin
+ * @DMAPROBE_NR_COPY: see &struct dmaprobe_copy
+ * @DMAPROBE_NR_MAP_SG: see &struct dmaprobe_map_sg
+ * @DMAPROBE_NR_MAP_RESOURCE: see &struct dmaprobe_map_resource
+ * @DMAPROBE_NR_MAP_DMABUF: see &struct dmaprobe_map_dmabuf
+ * @DMAPROBE_NR_SEGMENTS: see &struct dmaprobe_segments
+ * @DMAPROBE_NR_ALLOC: see &struct dmaprobe_alloc
+ * @DMAPROBE_NR_ALLOC_FREE: see &struct dmaprobe_alloc_free
+ * @DMAPROBE_NR_SGTABLE: see &struct dmaprobe_sgtable
+ * @DMAPROBE_NR_EXPORT: see &struct dmaprobe_export
+ * @DMAPROBE_NR_POOL_CREATE: see &struct dmaprobe_pool_create
+ * @DMAPROBE_NR_POOL_DESTROY: see &struct dmaprobe_pool_destroy
+ * @DMAPROBE_NR_POOL_ALLOC: see &struct dmaprobe_pool_alloc
+ * @DMAPROBE_NR_POOL_FREE: see &struct dmaprobe_pool_free
  *
  * Numbers are never changed or used again; new commands go to the end.
  */
@@ -100,6 +133,25 @@ enum dmaprobe_cmd_nr {
 	DMAPROBE_NR_IOVA_DESTROY,
 	DMAPROBE_NR_IOVA_STATE,
 	DMAPROBE_NR_TRANSLATE,
+	DMAPROBE_NR_NOP,
+	DMAPROBE_NR_STATS,
+	DMAPROBE_NR_RUN,
+	DMAPROBE_NR_BENCH,
+	DMAPROBE_NR_SET_SEGMENTS,
+	DMAPROBE_NR_BUFFER_PIN,
+	DMAPROBE_NR_COPY,
+	DMAPROBE_NR_MAP_SG,
+	DMAPROBE_NR_MAP_RESOURCE,
+	DMAPROBE_NR_MAP_DMABUF,
+	DMAPROBE_NR_SEGMENTS,
+	DMAPROBE_NR_ALLOC,
+	DMAPROBE_NR_ALLOC_FREE,
+	DMAPROBE_NR_SGTABLE,
+	DMAPROBE_NR_EXPORT,
+	DMAPROBE_NR_POOL_CREATE,
+	DMAPROBE_NR_POOL_DESTROY,
+	DMAPROBE_NR_POOL_ALLOC,
+	DMAPROBE_NR_POOL_FREE,
 };
 
 /**
@@ -114,6 +166,44 @@ enum dmaprobe_dir {
 	DMAPROBE_DIR_TO_DEVICE = 1,
 	DMAPROBE_DIR_FROM_DEVICE = 2,
 };
+
+/**
+ * enum dmaprobe_attrs - DMA attributes, the kernel's DMA_ATTR_* of these names
+ * @DMAPROBE_ATTR_WEAK_ORDERING: reads and writes may be weakly ordered
+ * @DMAPROBE_ATTR_WRITE_COMBINE: the CPU's writes may be combined
+ * @DMAPROBE_ATTR_NO_KERNEL_MAPPING: no kernel mapping of the memory is needed
+ * @DMAPROBE_ATTR_SKIP_CPU_SYNC: mapping and unmapping synchronise nothing
+ * @DMAPROBE_ATTR_FORCE_CONTIGUOUS: the memory is physically contiguous
+ * @DMAPROBE_ATTR_ALLOC_SINGLE_PAGES: do not try for large pages
+ * @DMAPROBE_ATTR_NO_WARN: a failure is not logged
+ * @DMAPROBE_ATTR_PRIVILEGED: for the device's privileged accesses only
+ * @DMAPROBE_ATTR_MMIO: the range is memory-mapped I/O; Linux 6.18
+ * @DMAPROBE_ATTR_REQUIRE_COHERENT: fail where coherence needs bouncing or cache
+ *	maintenance; Linux 7.0
+ *
+ * Each command says which of them it takes: those that the kernel's call takes.
+ * An attribute that exists but that the command does not take is EINVAL; one that
+ * this kernel does not have, EOPNOTSUPP.
+ */
+enum dmaprobe_attrs {
+	DMAPROBE_ATTR_WEAK_ORDERING = 1 << 0,
+	DMAPROBE_ATTR_WRITE_COMBINE = 1 << 1,
+	DMAPROBE_ATTR_NO_KERNEL_MAPPING = 1 << 2,
+	DMAPROBE_ATTR_SKIP_CPU_SYNC = 1 << 3,
+	DMAPROBE_ATTR_FORCE_CONTIGUOUS = 1 << 4,
+	DMAPROBE_ATTR_ALLOC_SINGLE_PAGES = 1 << 5,
+	DMAPROBE_ATTR_NO_WARN = 1 << 6,
+	DMAPROBE_ATTR_PRIVILEGED = 1 << 7,
+	DMAPROBE_ATTR_MMIO = 1 << 8,
+	DMAPROBE_ATTR_REQUIRE_COHERENT = 1 << 9,
+};
+
+/* What every mapping of memory takes. */
+#define DMAPROBE_MAP_ATTRS (DMAPROBE_ATTR_WEAK_ORDERING |		\
+			    DMAPROBE_ATTR_SKIP_CPU_SYNC |		\
+			    DMAPROBE_ATTR_NO_WARN |			\
+			    DMAPROBE_ATTR_PRIVILEGED |			\
+			    DMAPROBE_ATTR_REQUIRE_COHERENT)
 
 /**
  * struct dmaprobe_version - ioctl(DMAPROBE_VERSION)
@@ -180,6 +270,7 @@ struct dmaprobe_call {
  *	(dma_addressing_limited())
  * @DMAPROBE_DEVICE_IOMMU: an IOMMU translates for the device's DMA API, so
  *	the IOVA calls can be used
+ * @DMAPROBE_DEVICE_CAN_MMAP: coherent memory can be mmapped (dma_can_mmap())
  */
 enum dmaprobe_device_props {
 	DMAPROBE_DEVICE_COHERENT = 1 << 0,
@@ -187,6 +278,7 @@ enum dmaprobe_device_props {
 	DMAPROBE_DEVICE_NEED_UNMAP = 1 << 2,
 	DMAPROBE_DEVICE_ADDRESSING_LIMITED = 1 << 3,
 	DMAPROBE_DEVICE_IOMMU = 1 << 4,
+	DMAPROBE_DEVICE_CAN_MMAP = 1 << 5,
 };
 
 /**
@@ -205,6 +297,8 @@ enum dmaprobe_device_props {
  *	when DMA segments cannot be merged
  * @segment_boundary_mask: out: dma_get_seg_boundary()
  * @min_align_mask: out: dma_get_min_align_mask()
+ * @cache_alignment: out: dma_get_cache_alignment()
+ * @__reserved: out: 0
  *
  * What the DMA API tells a driver about this device.
  */
@@ -222,6 +316,8 @@ struct dmaprobe_limits {
 	__aligned_u64 merge_boundary;
 	__aligned_u64 segment_boundary_mask;
 	__aligned_u64 min_align_mask;
+	__u32 cache_alignment;
+	__u32 __reserved;
 };
 
 #define DMAPROBE_LIMITS _IO(DMAPROBE_IOC_MAGIC, DMAPROBE_NR_LIMITS)
@@ -362,28 +458,47 @@ struct dmaprobe_enable {
 /**
  * enum dmaprobe_buffer_kind - how a buffer lies in physical memory
  * @DMAPROBE_BUFFER_CONTIGUOUS: one physically contiguous range
- * @DMAPROBE_BUFFER_SCATTERED: single pages, none followed by its physical
- *	neighbour
+ * @DMAPROBE_BUFFER_SCATTERED: pieces of 2^order pages, each contiguous and
+ *	aligned to its size, none followed by its physical neighbour
+ * @DMAPROBE_BUFFER_KMALLOC: memory from kmalloc(), which lies at any place of its
+ *	page as small objects do; no other object shares its pages
  */
 enum dmaprobe_buffer_kind {
 	DMAPROBE_BUFFER_CONTIGUOUS = 0,
 	DMAPROBE_BUFFER_SCATTERED = 1,
+	DMAPROBE_BUFFER_KMALLOC = 2,
+};
+
+/**
+ * enum dmaprobe_buffer_flags - where the memory comes from
+ * @DMAPROBE_BUFFER_NODE: from the NUMA node @node and from nowhere else
+ */
+enum dmaprobe_buffer_flags {
+	DMAPROBE_BUFFER_NODE = 1 << 0,
 };
 
 /**
  * struct dmaprobe_buffer_alloc - ioctl(DMAPROBE_BUFFER_ALLOC)
  * @size: sizeof(struct dmaprobe_buffer_alloc)
- * @flags: must be 0
+ * @flags: &enum dmaprobe_buffer_flags
  * @kind: one of &enum dmaprobe_buffer_kind
  * @id: out: id of the buffer
- * @length: bytes, a multiple of the CPU's page size, at most 1 GiB; a contiguous
- *	buffer is bounded by the page allocator's largest order (4 MiB on x86)
+ * @length: bytes, at most 1 GiB; a multiple of the CPU's page size (of the pieces'
+ *	size for a scattered buffer), but for a kmalloc one. A contiguous buffer is
+ *	bounded by the page allocator's largest order (4 MiB on x86), a kmalloc
+ *	buffer by 64 KiB
  * @mmap_offset: out: what to give to mmap() as offset, together with
- *	MAP_SHARED; add a multiple of the page size to map from there
+ *	MAP_SHARED; add a multiple of the page size to map from there. 0 for a
+ *	kmalloc buffer: ``DMAPROBE_COPY`` reaches it
+ * @order: the pieces of a scattered buffer are 2^order pages; 9 makes them 2 MiB
+ *	on x86. 0 for the other kinds
+ * @node: the NUMA node, with %DMAPROBE_BUFFER_NODE; otherwise 0
+ * @offset: where in its page a kmalloc buffer starts, a multiple of 8 below
+ *	the page size; 0 for the other kinds
  *
- * Allocate zeroed memory from the page allocator. It can be mmapped; the
- * program's mappings of it outlive the buffer. EINTR when the process is being
- * killed.
+ * Allocate zeroed memory. It can be mmapped; the program's mappings of it
+ * outlive the buffer. EINVAL also for a node that is not there or has no memory.
+ * EINTR when the process is being killed.
  */
 struct dmaprobe_buffer_alloc {
 	__u32 size;
@@ -392,6 +507,9 @@ struct dmaprobe_buffer_alloc {
 	__u32 id;
 	__aligned_u64 length;
 	__aligned_u64 mmap_offset;
+	__u32 order;
+	__u32 node;
+	__aligned_u64 offset;
 };
 
 #define DMAPROBE_BUFFER_ALLOC _IO(DMAPROBE_IOC_MAGIC, DMAPROBE_NR_BUFFER_ALLOC)
@@ -436,7 +554,7 @@ enum dmaprobe_map_kind {
  * @id: out: id of the mapping
  * @buffer_offset: start of the range in the buffer
  * @length: length of the range, at least 1; the range is physically contiguous
- * @attrs: DMA attributes; none is defined yet, must be 0
+ * @attrs: DMA attributes, out of %DMAPROBE_MAP_ATTRS
  * @dma_addr: out: the address to give to the device
  * @need_sync: out: 1 when dma_sync_*() has work to do for this mapping
  *	(dma_need_sync())
@@ -444,7 +562,8 @@ enum dmaprobe_map_kind {
  *
  * Map a range of a buffer for streaming DMA. ENOMEM when the kernel's call
  * answers with a mapping error (dma_mapping_error()); EIO when the device
- * cannot reach the memory and nothing can bounce it.
+ * cannot reach the memory and nothing can bounce it; EACCES when the buffer is
+ * read-only and the device could write.
  */
 struct dmaprobe_map {
 	__u32 size;
@@ -470,7 +589,8 @@ struct dmaprobe_map {
  * @id: the mapping
  * @__reserved: must be 0
  *
- * Unmap with the call that belongs to the one that mapped.
+ * Unmap with the call that belongs to the one that mapped, whichever command
+ * that was.
  */
 struct dmaprobe_unmap {
 	__u32 size;
@@ -483,8 +603,8 @@ struct dmaprobe_unmap {
 
 /**
  * enum dmaprobe_sync_target - who is to see the memory
- * @DMAPROBE_SYNC_FOR_CPU: dma_sync_single_range_for_cpu()
- * @DMAPROBE_SYNC_FOR_DEVICE: dma_sync_single_range_for_device()
+ * @DMAPROBE_SYNC_FOR_CPU: the dma_sync_*_for_cpu() of the mapping's kind
+ * @DMAPROBE_SYNC_FOR_DEVICE: its dma_sync_*_for_device()
  */
 enum dmaprobe_sync_target {
 	DMAPROBE_SYNC_FOR_CPU = 0,
@@ -495,12 +615,16 @@ enum dmaprobe_sync_target {
  * struct dmaprobe_sync - ioctl(DMAPROBE_SYNC)
  * @size: sizeof(struct dmaprobe_sync)
  * @flags: must be 0
- * @id: the mapping
+ * @id: the mapping, or an allocation that is not coherent
  * @target: one of &enum dmaprobe_sync_target
  * @offset: start of the range in the mapping
  * @length: length of the range, at least 1
  *
- * Synchronise a range of a streaming mapping, in the mapping's own direction.
+ * Synchronise a range of a mapping, in the mapping's own direction:
+ * dma_sync_single_range_*() for one piece of memory, dma_sync_sg_*() and
+ * dma_sync_sgtable_*() for a list and for noncontiguous memory, which the kernel
+ * only synchronises as a whole (otherwise EINVAL). EOPNOTSUPP for what has no
+ * sync: coherent memory, a BAR, a dma-buf (whose own file has one).
  */
 struct dmaprobe_sync {
 	__u32 size;
@@ -565,15 +689,15 @@ struct dmaprobe_iova_free {
  * @size: sizeof(struct dmaprobe_iova_link)
  * @flags: must be 0
  * @id: the IOVA
- * @buffer_id: the buffer
+ * @buffer_id: the buffer; 0 with %DMAPROBE_ATTR_MMIO
  * @dir: one of &enum dmaprobe_dir
- * @__reserved: must be 0
- * @buffer_offset: start of the range in the buffer
+ * @bar: the BAR of the device, with %DMAPROBE_ATTR_MMIO; otherwise 0
+ * @buffer_offset: start of the range in the buffer or the BAR
  * @offset: where in the IOVA space to link it
  * @length: length of the range, at least 1; the range is physically contiguous
- * @attrs: DMA attributes; none is defined yet, must be 0
+ * @attrs: DMA attributes, out of %DMAPROBE_MAP_ATTRS and %DMAPROBE_ATTR_MMIO
  *
- * Link a range of a buffer with dma_iova_link(). The device may use it after
+ * Link a range of a buffer, or of a memory BAR, with dma_iova_link(). The device may use it after
  * ``DMAPROBE_IOVA_SYNC``.
  *
  * EINVAL when the link would break a rule of the kernel's call: it leaves the
@@ -581,7 +705,9 @@ struct dmaprobe_iova_free {
  * does; behind that, memory or IOVA do not start at a granule; it ends inside
  * a granule and is not the last range, or lies behind such a range. EEXIST when
  * it would cover a granule that is linked. ENOMEM when the kernel has no memory
- * for page tables, or no room to bounce what it must bounce.
+ * for page tables, or no room to bounce what it must bounce. EPERM when part of
+ * it would have to be bounced and @attrs forbid that. EACCES when the buffer is
+ * read-only and the device could write.
  */
 struct dmaprobe_iova_link {
 	__u32 size;
@@ -589,7 +715,7 @@ struct dmaprobe_iova_link {
 	__u32 id;
 	__u32 buffer_id;
 	__u32 dir;
-	__u32 __reserved;
+	__u32 bar;
 	__aligned_u64 buffer_offset;
 	__aligned_u64 offset;
 	__aligned_u64 length;
@@ -717,9 +843,9 @@ enum dmaprobe_translate_flags {
 /**
  * enum dmaprobe_extent_kind - where an extent leads
  * @DMAPROBE_EXTENT_HOLE: nowhere: nothing is mapped
- * @DMAPROBE_EXTENT_BUFFER: into a buffer of this session
- * @DMAPROBE_EXTENT_FOREIGN: into memory that is none of this session's buffers
- *	(a bounce buffer of the kernel, or another session's memory)
+ * @DMAPROBE_EXTENT_BUFFER: into a buffer or an allocation of this session
+ * @DMAPROBE_EXTENT_FOREIGN: into memory that is none of these (a bounce buffer
+ *	of the kernel, a BAR, a dma-buf, a pool, or another session's memory)
  */
 enum dmaprobe_extent_kind {
 	DMAPROBE_EXTENT_HOLE = 0,
@@ -732,8 +858,8 @@ enum dmaprobe_extent_kind {
  * @iova: first address
  * @length: length
  * @kind: one of &enum dmaprobe_extent_kind
- * @buffer_id: the buffer it leads to, or 0
- * @buffer_offset: where in that buffer
+ * @buffer_id: the buffer or allocation it leads to, or 0
+ * @buffer_offset: where in that
  * @phys: physical address when %DMAPROBE_TRANSLATE_PHYS was asked for and the
  *	extent is not a hole, or 0
  */
@@ -781,5 +907,622 @@ struct dmaprobe_translate {
 };
 
 #define DMAPROBE_TRANSLATE _IO(DMAPROBE_IOC_MAGIC, DMAPROBE_NR_TRANSLATE)
+
+/**
+ * struct dmaprobe_nop - ioctl(DMAPROBE_NOP)
+ * @size: sizeof(struct dmaprobe_nop)
+ * @flags: must be 0
+ *
+ * Do nothing: what a call costs without the kernel's DMA API in it.
+ */
+struct dmaprobe_nop {
+	__u32 size;
+	__u32 flags;
+};
+
+#define DMAPROBE_NOP _IO(DMAPROBE_IOC_MAGIC, DMAPROBE_NR_NOP)
+
+/**
+ * struct dmaprobe_stats - ioctl(DMAPROBE_STATS)
+ * @size: sizeof(struct dmaprobe_stats)
+ * @flags: must be 0
+ * @nr_buffers: out: buffers that the session holds
+ * @nr_mappings: out: mappings
+ * @nr_iovas: out: IOVA spaces
+ * @nr_allocs: out: allocations
+ * @nr_pools: out: pools
+ * @nr_blocks: out: blocks of pools
+ * @charged: out: bytes charged to the session's limit
+ * @pinned: out: bytes of user memory that the session has pinned
+ *
+ * What the session holds at this moment.
+ */
+struct dmaprobe_stats {
+	__u32 size;
+	__u32 flags;
+	__u32 nr_buffers;
+	__u32 nr_mappings;
+	__u32 nr_iovas;
+	__u32 nr_allocs;
+	__u32 nr_pools;
+	__u32 nr_blocks;
+	__aligned_u64 charged;
+	__aligned_u64 pinned;
+};
+
+#define DMAPROBE_STATS _IO(DMAPROBE_IOC_MAGIC, DMAPROBE_NR_STATS)
+
+/**
+ * enum dmaprobe_run_flags - how to run
+ * @DMAPROBE_RUN_CONTINUE: go on after a call that failed
+ */
+enum dmaprobe_run_flags {
+	DMAPROBE_RUN_CONTINUE = 1 << 0,
+};
+
+/*
+ * In a run, the id that its call number n (from 0 on) has made. It stands
+ * wherever an id can stand in a later call. A call that failed, or made nothing,
+ * has no id: ENOENT.
+ */
+#define DMAPROBE_RUN_ID(n)	(0x80000000U | (n))
+
+/**
+ * struct dmaprobe_run_op - one call of a run
+ * @cmd: the command, any but ``DMAPROBE_RUN``
+ * @result: out: 0 or a negative errno; -ECANCELED when it was not made
+ * @arg: address of the command's struct
+ */
+struct dmaprobe_run_op {
+	__u32 cmd;
+	__s32 result;
+	__aligned_u64 arg;
+};
+
+/**
+ * struct dmaprobe_run - ioctl(DMAPROBE_RUN)
+ * @size: sizeof(struct dmaprobe_run)
+ * @flags: &enum dmaprobe_run_flags
+ * @nr_ops: calls to make, from 1 to %DMAPROBE_RUN_MAX
+ * @done: out: calls made, the one that failed included
+ * @ops: address of an array of &struct dmaprobe_run_op
+ *
+ * Make calls one after the other, in one call. Each is what it is alone, with a
+ * result of its own. The run stops at the first that fails, unless it shall
+ * continue, and before the next one when the process is being killed. The run
+ * itself succeeds when it could read the calls and tell the results.
+ */
+struct dmaprobe_run {
+	__u32 size;
+	__u32 flags;
+	__u32 nr_ops;
+	__u32 done;
+	__aligned_u64 ops;
+};
+
+#define DMAPROBE_RUN_MAX	4096
+#define DMAPROBE_RUN _IO(DMAPROBE_IOC_MAGIC, DMAPROBE_NR_RUN)
+
+/**
+ * enum dmaprobe_bench_kind - what is done in the loop
+ * @DMAPROBE_BENCH_NOP: call the handler of ``DMAPROBE_NOP``
+ * @DMAPROBE_BENCH_MAP_PAGE: dma_map_page_attrs() and dma_unmap_page_attrs() of one page
+ */
+enum dmaprobe_bench_kind {
+	DMAPROBE_BENCH_NOP = 0,
+	DMAPROBE_BENCH_MAP_PAGE = 1,
+};
+
+/**
+ * struct dmaprobe_bench - ioctl(DMAPROBE_BENCH)
+ * @size: sizeof(struct dmaprobe_bench)
+ * @flags: must be 0
+ * @kind: one of &enum dmaprobe_bench_kind
+ * @buffer_id: the buffer whose first page is mapped; 0 for the other kinds
+ * @count: rounds, from 1 to 10 million
+ * @ns: out: nanoseconds they took together
+ *
+ * Make the kernel's calls in a loop inside the module: what they cost without
+ * a way from user space to them. EINTR when a signal arrives.
+ */
+struct dmaprobe_bench {
+	__u32 size;
+	__u32 flags;
+	__u32 kind;
+	__u32 buffer_id;
+	__aligned_u64 count;
+	__aligned_u64 ns;
+};
+
+#define DMAPROBE_BENCH _IO(DMAPROBE_IOC_MAGIC, DMAPROBE_NR_BENCH)
+
+/**
+ * enum dmaprobe_set_segments_flags - limits to set
+ * @DMAPROBE_SET_SEGMENTS_MAX_SIZE: dma_set_max_seg_size()
+ * @DMAPROBE_SET_SEGMENTS_BOUNDARY: dma_set_seg_boundary()
+ * @DMAPROBE_SET_SEGMENTS_MIN_ALIGN: dma_set_min_align_mask()
+ */
+enum dmaprobe_set_segments_flags {
+	DMAPROBE_SET_SEGMENTS_MAX_SIZE = 1 << 0,
+	DMAPROBE_SET_SEGMENTS_BOUNDARY = 1 << 1,
+	DMAPROBE_SET_SEGMENTS_MIN_ALIGN = 1 << 2,
+};
+
+/**
+ * struct dmaprobe_set_segments - ioctl(DMAPROBE_SET_SEGMENTS)
+ * @size: sizeof(struct dmaprobe_set_segments)
+ * @flags: &enum dmaprobe_set_segments_flags, at least one of them
+ * @max_segment_size: longest segment, at least a page
+ * @min_align_mask: bits of an address that bouncing must keep: ones from bit 0
+ *	up, at most 11 of them, or 0
+ * @segment_boundary_mask: segments do not cross multiples of this plus one: ones
+ *	from bit 0 up, at least 12 of them
+ *
+ * Set what the device can take in a scatter-gather list. As the masks, this
+ * belongs to the device and is put back when its last session closes. EBUSY
+ * while any session of the device holds something that is mapped.
+ */
+struct dmaprobe_set_segments {
+	__u32 size;
+	__u32 flags;
+	__u32 max_segment_size;
+	__u32 min_align_mask;
+	__aligned_u64 segment_boundary_mask;
+};
+
+#define DMAPROBE_SET_SEGMENTS _IO(DMAPROBE_IOC_MAGIC, DMAPROBE_NR_SET_SEGMENTS)
+
+/**
+ * enum dmaprobe_buffer_pin_flags - how to pin
+ * @DMAPROBE_BUFFER_PIN_READ_ONLY: the memory is only read, so the program need not
+ *	be allowed to write it; it can be mapped with %DMAPROBE_DIR_TO_DEVICE only
+ */
+enum dmaprobe_buffer_pin_flags {
+	DMAPROBE_BUFFER_PIN_READ_ONLY = 1 << 0,
+};
+
+/**
+ * struct dmaprobe_buffer_pin - ioctl(DMAPROBE_BUFFER_PIN)
+ * @size: sizeof(struct dmaprobe_buffer_pin)
+ * @flags: &enum dmaprobe_buffer_pin_flags
+ * @addr: start of the memory in the caller's address space, at any byte
+ * @length: bytes, from 1 to 1 GiB
+ * @id: out: id of the buffer
+ * @__reserved: must be 0
+ *
+ * Make a buffer of the caller's own memory: anonymous, huge pages, shared memory.
+ * It is pinned (pin_user_pages_fast(), FOLL_LONGTERM) until the buffer is freed
+ * with ``DMAPROBE_BUFFER_FREE`` or the session ends, whatever becomes of the
+ * caller's mapping. Each page pinned is charged.
+ *
+ * EFAULT when the memory is not there, may not be written, or is of a kind that
+ * the kernel does not pin for long (files of most file systems). EINTR when the
+ * process is being killed.
+ */
+struct dmaprobe_buffer_pin {
+	__u32 size;
+	__u32 flags;
+	__aligned_u64 addr;
+	__aligned_u64 length;
+	__u32 id;
+	__u32 __reserved;
+};
+
+#define DMAPROBE_BUFFER_PIN _IO(DMAPROBE_IOC_MAGIC, DMAPROBE_NR_BUFFER_PIN)
+
+/**
+ * enum dmaprobe_copy_dir - which way to copy
+ * @DMAPROBE_COPY_READ: from the object to the program
+ * @DMAPROBE_COPY_WRITE: from the program to the object
+ */
+enum dmaprobe_copy_dir {
+	DMAPROBE_COPY_READ = 0,
+	DMAPROBE_COPY_WRITE = 1,
+};
+
+/**
+ * struct dmaprobe_copy - ioctl(DMAPROBE_COPY)
+ * @size: sizeof(struct dmaprobe_copy)
+ * @flags: must be 0
+ * @id: a buffer, an allocation or a block of a pool
+ * @dir: one of &enum dmaprobe_copy_dir
+ * @offset: start of the range in the object
+ * @length: bytes, at least 1
+ * @addr: the program's memory
+ *
+ * Copy bytes through the kernel's own mapping of the memory: the address that
+ * the allocator gave, for noncontiguous memory the one that
+ * dma_vmap_noncontiguous() gives.
+ *
+ * EOPNOTSUPP for memory without a kernel mapping
+ * (%DMAPROBE_ATTR_NO_KERNEL_MAPPING) and for pinned user memory, which the program
+ * has; EINTR when the process is being killed.
+ */
+struct dmaprobe_copy {
+	__u32 size;
+	__u32 flags;
+	__u32 id;
+	__u32 dir;
+	__aligned_u64 offset;
+	__aligned_u64 length;
+	__aligned_u64 addr;
+};
+
+#define DMAPROBE_COPY _IO(DMAPROBE_IOC_MAGIC, DMAPROBE_NR_COPY)
+
+/**
+ * enum dmaprobe_map_sg_kind - the kernel call that maps a list
+ * @DMAPROBE_MAP_SG_LIST: dma_map_sg_attrs(), whose failure has no reason: EIO
+ * @DMAPROBE_MAP_SG_TABLE: dma_map_sgtable()
+ */
+enum dmaprobe_map_sg_kind {
+	DMAPROBE_MAP_SG_LIST = 0,
+	DMAPROBE_MAP_SG_TABLE = 1,
+};
+
+/**
+ * struct dmaprobe_sg_entry - a range of a buffer in a scatter-gather list
+ * @buffer_id: the buffer
+ * @__reserved: must be 0
+ * @offset: start of the range in the buffer
+ * @length: length of the range, at least 1; the range is physically contiguous
+ */
+struct dmaprobe_sg_entry {
+	__u32 buffer_id;
+	__u32 __reserved;
+	__aligned_u64 offset;
+	__aligned_u64 length;
+};
+
+/**
+ * struct dmaprobe_map_sg - ioctl(DMAPROBE_MAP_SG)
+ * @size: sizeof(struct dmaprobe_map_sg)
+ * @flags: must be 0
+ * @kind: one of &enum dmaprobe_map_sg_kind
+ * @dir: one of &enum dmaprobe_dir
+ * @entries: address of an array of &struct dmaprobe_sg_entry
+ * @nr_entries: entries there, from 1 to %DMAPROBE_MAP_SG_MAX
+ * @id: out: id of the mapping
+ * @attrs: DMA attributes, out of %DMAPROBE_MAP_ATTRS
+ * @nr_segments: out: DMA segments, at most @nr_entries; ``DMAPROBE_SEGMENTS`` tells
+ *	them
+ * @need_sync: out: 1 when dma_sync_sg_*() has work to do
+ *
+ * Map a scatter-gather list. EINVAL also when an entry is longer than the longest
+ * segment or than what fits between two segment boundaries. ENOMEM and EIO as
+ * the kernel's call answers, EIO also when the device cannot reach an entry and
+ * nothing can bounce it; EACCES when a buffer is read-only and the device could
+ * write.
+ */
+struct dmaprobe_map_sg {
+	__u32 size;
+	__u32 flags;
+	__u32 kind;
+	__u32 dir;
+	__aligned_u64 entries;
+	__u32 nr_entries;
+	__u32 id;
+	__aligned_u64 attrs;
+	__u32 nr_segments;
+	__u32 need_sync;
+};
+
+#define DMAPROBE_MAP_SG_MAX	65536
+#define DMAPROBE_MAP_SG _IO(DMAPROBE_IOC_MAGIC, DMAPROBE_NR_MAP_SG)
+
+/**
+ * struct dmaprobe_map_resource - ioctl(DMAPROBE_MAP_RESOURCE)
+ * @size: sizeof(struct dmaprobe_map_resource)
+ * @flags: must be 0
+ * @bar: number of a memory BAR of the device, 0 to 5
+ * @dir: one of &enum dmaprobe_dir
+ * @offset: start of the range in the BAR
+ * @length: length of the range, at least 1
+ * @attrs: DMA attributes: %DMAPROBE_ATTR_WEAK_ORDERING, %DMAPROBE_ATTR_SKIP_CPU_SYNC,
+ *	%DMAPROBE_ATTR_NO_WARN, %DMAPROBE_ATTR_PRIVILEGED
+ * @id: out: id of the mapping
+ * @__reserved: must be 0
+ * @dma_addr: out: the address to give to the device
+ *
+ * Map part of a BAR for DMA with dma_map_resource(). ENXIO when the device has no
+ * such memory BAR; ENOMEM when the kernel's call answers with a mapping error; EIO
+ * when the device cannot reach it.
+ */
+struct dmaprobe_map_resource {
+	__u32 size;
+	__u32 flags;
+	__u32 bar;
+	__u32 dir;
+	__aligned_u64 offset;
+	__aligned_u64 length;
+	__aligned_u64 attrs;
+	__u32 id;
+	__u32 __reserved;
+	__aligned_u64 dma_addr;
+};
+
+#define DMAPROBE_MAP_RESOURCE _IO(DMAPROBE_IOC_MAGIC, DMAPROBE_NR_MAP_RESOURCE)
+
+/**
+ * struct dmaprobe_map_dmabuf - ioctl(DMAPROBE_MAP_DMABUF)
+ * @size: sizeof(struct dmaprobe_map_dmabuf)
+ * @flags: must be 0
+ * @fd: file descriptor of a dma-buf
+ * @dir: one of &enum dmaprobe_dir
+ * @id: out: id of the mapping
+ * @nr_segments: out: DMA segments; ``DMAPROBE_SEGMENTS`` tells them
+ * @length: out: bytes
+ *
+ * Attach the device to a dma-buf and map that (dma_buf_map_attachment()). The
+ * mapping holds the dma-buf, not the descriptor. Who exported it can take the
+ * memory away: the mapping then has no segments any more.
+ *
+ * EBADF when @fd is no open file, EINVAL when it is no dma-buf; otherwise what the
+ * exporter answers.
+ */
+struct dmaprobe_map_dmabuf {
+	__u32 size;
+	__u32 flags;
+	__s32 fd;
+	__u32 dir;
+	__u32 id;
+	__u32 nr_segments;
+	__aligned_u64 length;
+};
+
+#define DMAPROBE_MAP_DMABUF _IO(DMAPROBE_IOC_MAGIC, DMAPROBE_NR_MAP_DMABUF)
+
+/**
+ * struct dmaprobe_segment - a DMA segment
+ * @dma_addr: its address
+ * @length: its length
+ */
+struct dmaprobe_segment {
+	__aligned_u64 dma_addr;
+	__aligned_u64 length;
+};
+
+/**
+ * struct dmaprobe_segments - ioctl(DMAPROBE_SEGMENTS)
+ * @size: sizeof(struct dmaprobe_segments)
+ * @flags: must be 0
+ * @id: a mapping of any kind, or an allocation
+ * @nr_segments: in: room at @segments, in entries; out: segments there are, which
+ *	may be more than were written
+ * @segments: address of an array of &struct dmaprobe_segment; not used when there is
+ *	no room
+ *
+ * Tell the DMA segments of a mapping: what the device is given.
+ */
+struct dmaprobe_segments {
+	__u32 size;
+	__u32 flags;
+	__u32 id;
+	__u32 nr_segments;
+	__aligned_u64 segments;
+};
+
+#define DMAPROBE_SEGMENTS _IO(DMAPROBE_IOC_MAGIC, DMAPROBE_NR_SEGMENTS)
+
+/**
+ * enum dmaprobe_alloc_kind - the kernel call that allocates
+ * @DMAPROBE_ALLOC_COHERENT: dma_alloc_attrs(), freed by dma_free_attrs()
+ * @DMAPROBE_ALLOC_NONCOHERENT: dma_alloc_noncoherent(), dma_free_noncoherent()
+ * @DMAPROBE_ALLOC_PAGES: dma_alloc_pages(), dma_free_pages()
+ * @DMAPROBE_ALLOC_NONCONTIGUOUS: dma_alloc_noncontiguous(),
+ *	dma_free_noncontiguous()
+ */
+enum dmaprobe_alloc_kind {
+	DMAPROBE_ALLOC_COHERENT = 0,
+	DMAPROBE_ALLOC_NONCOHERENT = 1,
+	DMAPROBE_ALLOC_PAGES = 2,
+	DMAPROBE_ALLOC_NONCONTIGUOUS = 3,
+};
+
+/**
+ * struct dmaprobe_alloc - ioctl(DMAPROBE_ALLOC)
+ * @size: sizeof(struct dmaprobe_alloc)
+ * @flags: must be 0
+ * @kind: one of &enum dmaprobe_alloc_kind
+ * @dir: one of &enum dmaprobe_dir; coherent memory is bidirectional
+ * @length: bytes, from 1 to 1 GiB
+ * @attrs: DMA attributes. Coherent memory: %DMAPROBE_ATTR_WEAK_ORDERING,
+ *	%DMAPROBE_ATTR_WRITE_COMBINE, %DMAPROBE_ATTR_NO_KERNEL_MAPPING,
+ *	%DMAPROBE_ATTR_FORCE_CONTIGUOUS, %DMAPROBE_ATTR_ALLOC_SINGLE_PAGES,
+ *	%DMAPROBE_ATTR_NO_WARN, %DMAPROBE_ATTR_PRIVILEGED; noncontiguous memory:
+ *	%DMAPROBE_ATTR_ALLOC_SINGLE_PAGES; the others: none
+ * @id: out: id of the allocation
+ * @nr_entries: out: physically contiguous pieces it is made of, as
+ *	``DMAPROBE_SGTABLE`` tells them; 0 when the kernel cannot tell
+ * @dma_addr: out: the address to give to the device; the allocation is one
+ *	DMA segment
+ * @mmap_offset: out: what to give to mmap() as offset, as for a buffer. The mmap
+ *	is made by the call of the kind: dma_mmap_attrs(), dma_mmap_pages(),
+ *	dma_mmap_noncontiguous()
+ *
+ * Allocate zeroed memory that is mapped for the device. The whole pages of it are
+ * charged. Unlike a buffer, it cannot be freed while it is mmapped, and when the
+ * device goes away, what is mmapped of it goes as well: SIGBUS.
+ */
+struct dmaprobe_alloc {
+	__u32 size;
+	__u32 flags;
+	__u32 kind;
+	__u32 dir;
+	__aligned_u64 length;
+	__aligned_u64 attrs;
+	__u32 id;
+	__u32 nr_entries;
+	__aligned_u64 dma_addr;
+	__aligned_u64 mmap_offset;
+};
+
+#define DMAPROBE_ALLOC _IO(DMAPROBE_IOC_MAGIC, DMAPROBE_NR_ALLOC)
+
+/**
+ * struct dmaprobe_alloc_free - ioctl(DMAPROBE_ALLOC_FREE)
+ * @size: sizeof(struct dmaprobe_alloc_free)
+ * @flags: must be 0
+ * @id: the allocation
+ * @__reserved: must be 0
+ *
+ * Free with the call that belongs to the one that allocated. EBUSY while it is
+ * mmapped, or exported as a dma-buf.
+ */
+struct dmaprobe_alloc_free {
+	__u32 size;
+	__u32 flags;
+	__u32 id;
+	__u32 __reserved;
+};
+
+#define DMAPROBE_ALLOC_FREE _IO(DMAPROBE_IOC_MAGIC, DMAPROBE_NR_ALLOC_FREE)
+
+/**
+ * enum dmaprobe_sgtable_flags - what to tell
+ * @DMAPROBE_SGTABLE_PHYS: tell physical addresses too; needs CAP_SYS_ADMIN,
+ *	otherwise EPERM
+ */
+enum dmaprobe_sgtable_flags {
+	DMAPROBE_SGTABLE_PHYS = 1 << 0,
+};
+
+/**
+ * struct dmaprobe_sgtable_entry - a physically contiguous piece of an allocation
+ * @length: its length
+ * @phys: its physical address when %DMAPROBE_SGTABLE_PHYS was asked for, or 0
+ */
+struct dmaprobe_sgtable_entry {
+	__aligned_u64 length;
+	__aligned_u64 phys;
+};
+
+/**
+ * struct dmaprobe_sgtable - ioctl(DMAPROBE_SGTABLE)
+ * @size: sizeof(struct dmaprobe_sgtable)
+ * @flags: &enum dmaprobe_sgtable_flags
+ * @id: the allocation
+ * @nr_entries: in: room at @entries, in entries; out: entries there are, which may
+ *	be more than were written
+ * @entries: address of an array of &struct dmaprobe_sgtable_entry; not used when
+ *	there is no room
+ *
+ * Tell how an allocation lies in physical memory: dma_get_sgtable_attrs() for
+ * coherent memory, the allocator's own table for noncontiguous memory, one
+ * entry for the others. ENXIO when the kernel cannot tell.
+ */
+struct dmaprobe_sgtable {
+	__u32 size;
+	__u32 flags;
+	__u32 id;
+	__u32 nr_entries;
+	__aligned_u64 entries;
+};
+
+#define DMAPROBE_SGTABLE _IO(DMAPROBE_IOC_MAGIC, DMAPROBE_NR_SGTABLE)
+
+/**
+ * struct dmaprobe_export - ioctl(DMAPROBE_EXPORT)
+ * @size: sizeof(struct dmaprobe_export)
+ * @flags: must be 0
+ * @id: the allocation
+ * @fd: out: file descriptor of the dma-buf, close-on-exec
+ *
+ * Export an allocation as a dma-buf. It can be mmapped, and imported by
+ * ``DMAPROBE_MAP_DMABUF`` in any session of any device; others, who could not be made
+ * to let go of the memory at once, get EOPNOTSUPP. When the session ends or the
+ * device goes away, the dma-buf's memory goes: what is mapped of it is unmapped,
+ * what is mmapped gives SIGBUS.
+ */
+struct dmaprobe_export {
+	__u32 size;
+	__u32 flags;
+	__u32 id;
+	__s32 fd;
+};
+
+#define DMAPROBE_EXPORT _IO(DMAPROBE_IOC_MAGIC, DMAPROBE_NR_EXPORT)
+
+/**
+ * struct dmaprobe_pool_create - ioctl(DMAPROBE_POOL_CREATE)
+ * @size: sizeof(struct dmaprobe_pool_create)
+ * @flags: must be 0
+ * @block_size: bytes of a block, from 1 to 1 MiB
+ * @align: alignment of the blocks, a power of two up to 1 MiB, or 0 for 1
+ * @boundary: blocks do not cross a multiple of it: a power of two, at least
+ *	@block_size and at most 1 MiB, or 0 for none
+ * @id: out: id of the pool
+ * @__reserved: must be 0
+ *
+ * Make a pool of small blocks of coherent memory with dma_pool_create().
+ */
+struct dmaprobe_pool_create {
+	__u32 size;
+	__u32 flags;
+	__aligned_u64 block_size;
+	__aligned_u64 align;
+	__aligned_u64 boundary;
+	__u32 id;
+	__u32 __reserved;
+};
+
+#define DMAPROBE_POOL_CREATE _IO(DMAPROBE_IOC_MAGIC, DMAPROBE_NR_POOL_CREATE)
+
+/**
+ * struct dmaprobe_pool_destroy - ioctl(DMAPROBE_POOL_DESTROY)
+ * @size: sizeof(struct dmaprobe_pool_destroy)
+ * @flags: must be 0
+ * @id: the pool
+ * @__reserved: must be 0
+ *
+ * Destroy a pool with dma_pool_destroy(). EBUSY while it has blocks.
+ */
+struct dmaprobe_pool_destroy {
+	__u32 size;
+	__u32 flags;
+	__u32 id;
+	__u32 __reserved;
+};
+
+#define DMAPROBE_POOL_DESTROY _IO(DMAPROBE_IOC_MAGIC, DMAPROBE_NR_POOL_DESTROY)
+
+/**
+ * struct dmaprobe_pool_alloc - ioctl(DMAPROBE_POOL_ALLOC)
+ * @size: sizeof(struct dmaprobe_pool_alloc)
+ * @flags: must be 0
+ * @pool_id: the pool
+ * @id: out: id of the block
+ * @dma_addr: out: the address to give to the device
+ *
+ * Take a zeroed block out of a pool with dma_pool_alloc(). ``DMAPROBE_COPY`` reaches
+ * its bytes: it shares pages with other blocks, so it cannot be mmapped.
+ */
+struct dmaprobe_pool_alloc {
+	__u32 size;
+	__u32 flags;
+	__u32 pool_id;
+	__u32 id;
+	__aligned_u64 dma_addr;
+};
+
+#define DMAPROBE_POOL_ALLOC _IO(DMAPROBE_IOC_MAGIC, DMAPROBE_NR_POOL_ALLOC)
+
+/**
+ * struct dmaprobe_pool_free - ioctl(DMAPROBE_POOL_FREE)
+ * @size: sizeof(struct dmaprobe_pool_free)
+ * @flags: must be 0
+ * @id: the block
+ * @__reserved: must be 0
+ *
+ * Give a block back to its pool with dma_pool_free().
+ */
+struct dmaprobe_pool_free {
+	__u32 size;
+	__u32 flags;
+	__u32 id;
+	__u32 __reserved;
+};
+
+#define DMAPROBE_POOL_FREE _IO(DMAPROBE_IOC_MAGIC, DMAPROBE_NR_POOL_FREE)
 
 #endif /* _UAPI_LINUX_DMAPROBE_H */
