@@ -72,7 +72,7 @@ static u32 resolve_id(const struct dmaprobe_ucmd *ucmd, u32 id)
  * dmaprobe_object_get - look an object up
  * @ucmd: the call that names it
  * @id: its id
- * @type: the type it must have
+ * @type: the type it must have, or NULL for any
  *
  * Return: the object with a reference taken, or ERR_PTR(-ENOENT)
  */
@@ -85,7 +85,8 @@ dmaprobe_object_get(const struct dmaprobe_ucmd *ucmd, u32 id,
 	id = resolve_id(ucmd, id);
 	guard(rcu)();
 	obj = xa_load(&ucmd->session->objects, id);
-	if (!obj || obj->type != type || !refcount_inc_not_zero(&obj->refs))
+	if (!obj || (type && obj->type != type) ||
+	    !refcount_inc_not_zero(&obj->refs))
 		return ERR_PTR(-ENOENT);
 	return obj;
 }

@@ -102,6 +102,17 @@ struct dmaprobe_run_ids {
 struct dmaprobe_object_type {
 	void (*release)(struct dmaprobe_object *obj);
 	bool memory;		/* what others map; torn down after them */
+
+	/*
+	 * What commands do that take objects of several types; absent where a
+	 * type has no use for it. The object is held by the caller.
+	 */
+	int (*mmap)(struct dmaprobe_object *obj, struct vm_area_struct *vma,
+		    unsigned long first_page);
+	int (*copy)(struct dmaprobe_object *obj, const struct dmaprobe_copy *cmd);
+	int (*sync)(struct dmaprobe_object *obj, const struct dmaprobe_sync *cmd);
+	int (*segments)(struct dmaprobe_object *obj,
+			struct dmaprobe_segments *cmd);
 };
 
 struct dmaprobe_object {
