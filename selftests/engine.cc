@@ -65,9 +65,7 @@ protected:
         DeviceTest::SetUp();
         if (IsSkipped() || HasFatalFailure())
             return;
-        iommu = s.translated();
         no_iova = s.missing("dma_iova_link").value_or(iommu ? "" : "no IOMMU translates");
-        granule = s.granule();
 
         // One session for the device's registers, which stays open when the one
         // that maps is closed.
@@ -180,9 +178,7 @@ protected:
 
     dp::Bdf session_bdf() const { return keeper->bdf(); }
 
-    bool iommu = false;
     std::string no_iova;
-    uint64_t granule = 0;
     std::optional<dp::Session> keeper;
     std::optional<dp::DeviceAccess> access;
     std::unique_ptr<dp::Engine> engine;
