@@ -33,22 +33,30 @@ QEMU = "qemu-system-x86_64"
 
 @dataclasses.dataclass(frozen=True)
 class Platform:
-    """What an entry of a table below adds to QEMU's and to the kernel's command line."""
+    """What an entry of a table below adds to QEMU's and to the kernel's command line.
+
+    And how much memory, in MiB, a guest has with it.
+    """
 
     qemu: Sequence[str] = ()
     kernel: Sequence[str] = ()
+    memory: int = 512
+
+
+# Where nothing translates, edu must reach all memory with its 28 bits of address.
+REACHED_BY_EDU = 256
 
 
 IOMMUS = {
     "vtd": Platform(["-device", "intel-iommu,intremap=on"], ["intel_iommu=on"]),
     "virtio": Platform(["-device", "virtio-iommu-pci"], ["intel_iommu=off"]),
-    "none": Platform([], ["intel_iommu=off"]),
+    "none": Platform([], ["intel_iommu=off"], REACHED_BY_EDU),
 }
 
 DOMAINS = {
     "strict": Platform(kernel=["iommu.passthrough=0", "iommu.strict=1"]),
     "lazy": Platform(kernel=["iommu.passthrough=0", "iommu.strict=0"]),
-    "identity": Platform(kernel=["iommu.passthrough=1"]),
+    "identity": Platform(kernel=["iommu.passthrough=1"], memory=REACHED_BY_EDU),
 }
 
 # The first of each sits behind a hot-plug capable port, and so does the spare one.
@@ -81,7 +89,7 @@ class Machine:
     iommu: str = "vtd"
     domain: str = "strict"
     device: str = "edu"
-    memory: int = 512
+    memory: int | None = None  # MiB
     qemu: Sequence[str] = ()
     append: Sequence[str] = ()
 
@@ -241,11 +249,12 @@ def command_line(machine: Machine, accelerator: str, initrd: str, log: str) -> l
     kernel = ["console=ttyS0", "loglevel=5", "panic=-1", "random.trust_cpu=on", "mitigations=off",
               "no_timer_check", *iommu.kernel, *domain.kernel, *device.kernel, *machine.append]
     cpu = {"kvm": "host", "tcg": "max"}[accelerator]
+    memory = machine.memory or min(iommu.memory, domain.memory, device.memory)
     return [
         QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
         "-machine", "q35,kernel-irqchip=split",
         "-accel", {"kvm": "kvm", "tcg": "tcg,thread=multi"}[accelerator],
-        "-cpu", cpu, "-smp", "2", "-m", str(machine.memory),
+        "-cpu", cpu, "-smp", "2", "-m", str(memory),
         "-kernel", str(machine.kernel.image), "-initrd", initrd, "-append", " ".join(kernel),
         *iommu.qemu, *device.qemu,
         "-chardev", f"file,id=serial,path={log}", "-serial", "chardev:serial",

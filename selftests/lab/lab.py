@@ -156,7 +156,9 @@ def parser() -> argparse.ArgumentParser:
     machine.add_argument("--device", choices=guest.DEVICES, default="edu")
     machine.add_argument("--no-bind", action="store_true",
                          help="leave module and device alone")
-    machine.add_argument("--memory", type=int, default=512, metavar="MIB")
+    machine.add_argument("--memory", type=int, metavar="MIB",
+                         help="the guest's memory (default: 512; 256 where nothing translates, "
+                              "so that edu reaches all of it)")
     machine.add_argument("--qemu-arg", action="append", default=[], metavar="ARG",
                          help="one more argument for QEMU")
     machine.add_argument("--append", action="append", default=[], metavar="ARG",
