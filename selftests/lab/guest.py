@@ -90,6 +90,7 @@ class Machine:
     domain: str = "strict"
     device: str = "edu"
     memory: int | None = None  # MiB
+    icount: bool = False  # one CPU, whose clock counts its instructions
     qemu: Sequence[str] = ()
     append: Sequence[str] = ()
 
@@ -250,11 +251,13 @@ def command_line(machine: Machine, accelerator: str, initrd: str, log: str) -> l
               "no_timer_check", *iommu.kernel, *domain.kernel, *device.kernel, *machine.append]
     cpu = {"kvm": "host", "tcg": "max"}[accelerator]
     memory = machine.memory or min(iommu.memory, domain.memory, device.memory)
+    acceleration = ["-accel", {"kvm": "kvm", "tcg": "tcg,thread=multi"}[accelerator], "-smp", "2"]
+    if machine.icount:
+        acceleration = ["-accel", "tcg,thread=single", "-icount", "shift=0", "-smp", "1"]
     return [
         QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
         "-machine", "q35,kernel-irqchip=split",
-        "-accel", {"kvm": "kvm", "tcg": "tcg,thread=multi"}[accelerator],
-        "-cpu", cpu, "-smp", "2", "-m", str(memory),
+        *acceleration, "-cpu", cpu, "-m", str(memory),
         "-kernel", str(machine.kernel.image), "-initrd", initrd, "-append", " ".join(kernel),
         *iommu.qemu, *device.qemu,
         "-chardev", f"file,id=serial,path={log}", "-serial", "chardev:serial",
@@ -266,7 +269,7 @@ def command_line(machine: Machine, accelerator: str, initrd: str, log: str) -> l
 
 def accelerator_for(machine: Machine) -> str:
     """kvm where a trial has shown that it runs this kernel, else tcg."""
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+    if machine.icount or not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "tcg"
     try:
         cpu = next(line for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
