@@ -307,6 +307,8 @@ void DeviceTest::SetUp() {
         GTEST_SKIP() << "no device: DMAPROBE_BDF is not set";
     s = Raw::open(bdf);
     ASSERT_TRUE(s) << node_path(bdf) << ": " << strerror(s.error());
+    iommu = s.translated();
+    granule = s.granule();
 }
 
 void DeviceTest::expect_extents(const std::vector<Extent>& want, uint64_t iova,
@@ -339,9 +341,8 @@ void IovaTest::SetUp() {
                              "dma_iova_unlink", "dma_iova_free", "dma_iova_destroy"})
         if (const auto reason = s.missing(name))
             GTEST_SKIP() << *reason;
-    if (!s.translated())
+    if (!iommu)
         GTEST_SKIP() << "no IOMMU translates for the device";
-    granule = s.granule();
 }
 
 } // namespace selftest

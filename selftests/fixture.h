@@ -262,14 +262,14 @@ protected:
 
     std::string bdf;
     Raw s;
+    bool iommu = false; // one translates for the device
+    uint64_t granule = 0;
 };
 
 /* The same where the kernel has dma_iova_*() and an IOMMU; skips elsewhere. */
 class IovaTest : public DeviceTest {
 protected:
     void SetUp() override;
-
-    uint64_t granule = 0;
 };
 
 } // namespace selftest

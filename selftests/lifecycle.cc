@@ -46,7 +46,6 @@ protected:
         DeviceTest::SetUp();
         if (IsSkipped() || HasFatalFailure())
             return;
-        iommu = s.translated();
         has_iova = iommu && !s.missing("dma_iova_try_alloc");
         void* at = mmap(nullptr, sizeof(*ranges), PROT_READ | PROT_WRITE,
                         MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -118,7 +117,6 @@ protected:
 
     size_t expected_ranges() const { return has_iova ? 6 : 3; }
 
-    bool iommu = false;
     bool has_iova = false;
     Memory shared;
     Ranges* ranges = nullptr;

@@ -31,14 +31,6 @@ std::string way_name(const Way& way) {
 
 class Mapping : public DeviceTest {
 protected:
-    void SetUp() override {
-        DeviceTest::SetUp();
-        if (IsSkipped() || HasFatalFailure())
-            return;
-        iommu = s.translated();
-        granule = s.granule();
-    }
-
     static dmaprobe_map range(const Buffer& b, uint64_t offset, uint64_t length) {
         dmaprobe_map op = {};
 
@@ -72,9 +64,6 @@ protected:
         EXPECT_EQ(map.dma_addr % granule, map.buffer_offset % granule)
             << "does not lie in its granule as the memory does";
     }
-
-    bool iommu = false;
-    uint64_t granule = 0;
 };
 
 class MappingWays : public Mapping, public testing::WithParamInterface<Way> {

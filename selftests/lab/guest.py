@@ -33,22 +33,30 @@ QEMU = "qemu-system-x86_64"
 
 @dataclasses.dataclass(frozen=True)
 class Platform:
-    """What an entry of a table below adds to QEMU's and to the kernel's command line."""
+    """What an entry of a table below adds to QEMU's and to the kernel's command line.
+
+    And how much memory, in MiB, a guest has with it.
+    """
 
     qemu: Sequence[str] = ()
     kernel: Sequence[str] = ()
+    memory: int = 512
+
+
+# Where nothing translates, edu must reach all memory with its 28 bits of address.
+REACHED_BY_EDU = 256
 
 
 IOMMUS = {
     "vtd": Platform(["-device", "intel-iommu,intremap=on"], ["intel_iommu=on"]),
     "virtio": Platform(["-device", "virtio-iommu-pci"], ["intel_iommu=off"]),
-    "none": Platform([], ["intel_iommu=off"]),
+    "none": Platform([], ["intel_iommu=off"], REACHED_BY_EDU),
 }
 
 DOMAINS = {
     "strict": Platform(kernel=["iommu.passthrough=0", "iommu.strict=1"]),
     "lazy": Platform(kernel=["iommu.passthrough=0", "iommu.strict=0"]),
-    "identity": Platform(kernel=["iommu.passthrough=1"]),
+    "identity": Platform(kernel=["iommu.passthrough=1"], memory=REACHED_BY_EDU),
 }
 
 # The first of each sits behind a hot-plug capable port, and so does the spare one.
@@ -81,7 +89,8 @@ class Machine:
     iommu: str = "vtd"
     domain: str = "strict"
     device: str = "edu"
-    memory: int = 512
+    memory: int | None = None  # MiB
+    icount: bool = False  # one CPU, whose clock counts its instructions
     qemu: Sequence[str] = ()
     append: Sequence[str] = ()
 
@@ -241,11 +250,14 @@ def command_line(machine: Machine, accelerator: str, initrd: str, log: str) -> l
     kernel = ["console=ttyS0", "loglevel=5", "panic=-1", "random.trust_cpu=on", "mitigations=off",
               "no_timer_check", *iommu.kernel, *domain.kernel, *device.kernel, *machine.append]
     cpu = {"kvm": "host", "tcg": "max"}[accelerator]
+    memory = machine.memory or min(iommu.memory, domain.memory, device.memory)
+    acceleration = ["-accel", {"kvm": "kvm", "tcg": "tcg,thread=multi"}[accelerator], "-smp", "2"]
+    if machine.icount:
+        acceleration = ["-accel", "tcg,thread=single", "-icount", "shift=0", "-smp", "1"]
     return [
         QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
         "-machine", "q35,kernel-irqchip=split",
-        "-accel", {"kvm": "kvm", "tcg": "tcg,thread=multi"}[accelerator],
-        "-cpu", cpu, "-smp", "2", "-m", str(machine.memory),
+        *acceleration, "-cpu", cpu, "-m", str(memory),
         "-kernel", str(machine.kernel.image), "-initrd", initrd, "-append", " ".join(kernel),
         *iommu.qemu, *device.qemu,
         "-chardev", f"file,id=serial,path={log}", "-serial", "chardev:serial",
@@ -257,7 +269,7 @@ def command_line(machine: Machine, accelerator: str, initrd: str, log: str) -> l
 
 def accelerator_for(machine: Machine) -> str:
     """kvm where a trial has shown that it runs this kernel, else tcg."""
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+    if machine.icount or not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "tcg"
     try:
         cpu = next(line for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

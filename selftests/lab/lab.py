@@ -107,7 +107,7 @@ def boot(options: argparse.Namespace, command: list[str] | None) -> int:
         module = build_module(kernel)
         programs = build_programs(names)
     machine = guest.Machine(kernel, options.iommu, options.domain, options.device, options.memory,
-                            tuple(options.qemu_arg), tuple(options.append))
+                            options.icount, tuple(options.qemu_arg), tuple(options.append))
     settings = {"LAB_BIND": "" if options.no_bind else "1",
                 "LAB_SHELL": "" if command else "1"}
     initrd = guest.initramfs(kernel, settings, shlex.join(command or []), module, programs)
@@ -156,7 +156,12 @@ def parser() -> argparse.ArgumentParser:
     machine.add_argument("--device", choices=guest.DEVICES, default="edu")
     machine.add_argument("--no-bind", action="store_true",
                          help="leave module and device alone")
-    machine.add_argument("--memory", type=int, default=512, metavar="MIB")
+    machine.add_argument("--memory", type=int, metavar="MIB",
+                         help="the guest's memory (default: 512; 256 where nothing translates, "
+                              "so that edu reaches all of it)")
+    machine.add_argument("--icount", action="store_true",
+                         help="one CPU, emulated without KVM, whose clock counts its instructions: "
+                              "a nanosecond in the guest is an instruction, run after run alike")
     machine.add_argument("--qemu-arg", action="append", default=[], metavar="ARG",
                          help="one more argument for QEMU")
     machine.add_argument("--append", action="append", default=[], metavar="ARG",
