@@ -111,7 +111,11 @@ docs:
 
 .PHONY: docs-here
 docs-here:
-	$(Q)sphinx-build -q -W -n -d $(BUILD)/docs/doctrees Documentation $(BUILD)/docs/html
+	@mkdir -p $(BUILD)/docs
+	$(Q)BUILD=$(BUILD) doxygen Documentation/Doxyfile
+	$(Q)sphinx-build -q -W -n -d $(BUILD)/docs/doctrees \
+		-D breathe_projects.dmaprobe=$(abspath $(BUILD))/docs/doxygen/xml \
+		Documentation $(BUILD)/docs/html
 	@echo "$(BUILD)/docs/html/index.html"
 
 .PHONY: clean

@@ -3,6 +3,7 @@
 
 import re
 import sys
+import warnings
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -14,7 +15,7 @@ project_copyright = "dmaprobe developers"
 _version = re.search(r"^VERSION\s*:=\s*(\S+)", (HERE.parent / "Makefile").read_text("utf-8"), re.M)
 release = version = _version.group(1) if _version else ""
 
-extensions = ["kerneldoc"]
+extensions = ["breathe", "kerneldoc", "library"]
 primary_domain = "c"
 highlight_language = "none"
 html_theme = "alabaster"
@@ -22,3 +23,12 @@ html_theme_options = {"description": "The kernel's DMA-mapping API, call by call
                       "fixed_sidebar": True, "page_width": "1080px"}
 html_show_sourcelink = False
 html_copy_source = False
+
+# The library's reference: Doxygen reads, breathe shows (library.py).
+breathe_default_project = "dmaprobe"
+# Declared in public headers, defined nowhere that a reader needs to look.
+nitpick_ignore = [("cpp:identifier", name) for name in ("Channel", "IovaSpaceTag", "PhysSpaceTag")]
+# The suffix of a literal operator is no identifier.
+nitpick_ignore_regex = [("cpp:identifier", "_[A-Za-z]+")]
+# It calls what Sphinx 9 will no longer have.
+warnings.filterwarnings("ignore", module="breathe")

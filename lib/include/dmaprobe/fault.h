@@ -17,7 +17,11 @@
 namespace dmaprobe {
 
 /// What the device wanted to do.
-enum class FaultAccess { unknown, read, write };
+enum class FaultAccess {
+    unknown, ///< the log does not say
+    read,    ///< to read memory
+    write,   ///< to write memory
+};
 
 /// "unknown", "read" or "write".
 [[nodiscard]] std::string_view to_string(FaultAccess access) noexcept;
