@@ -123,6 +123,14 @@ static inline void dma_unmap_phys(struct device *dev, dma_addr_t addr,
 }
 #endif
 
+/* Attributes that not all these kernels have are 0 where they are missing. */
+#ifndef DMA_ATTR_MMIO			/* 6.18 */
+#define DMA_ATTR_MMIO		0UL
+#endif
+#ifndef DMA_ATTR_REQUIRE_COHERENT	/* 7.0 */
+#define DMA_ATTR_REQUIRE_COHERENT	0UL
+#endif
+
 /* Slots of struct vfio_device_ops that not all these kernels have. */
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 19, 0)
 #define DMAPROBE_VFIO_REGION_INFO_OPS \

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What can be asked about the module, the device and its domain, and the one
- * property of the device that can be set: its DMA masks.
+ * What can be asked about the module, the device and its domain, and what can
+ * be set of the device: its DMA masks and the limits of its lists.
  */
 #include <linux/dma-map-ops.h>
 #include <linux/uaccess.h>
@@ -229,28 +229,43 @@ int dmaprobe_op_domain(struct dmaprobe_ucmd *ucmd)
 	return ret ?: dmaprobe_respond(ucmd);
 }
 
-/* Runs while all other ops of the device stand still. */
+/*
+ * Whether any session of a device holds a DMA address: all but buffers do. Calls
+ * that make one stand still meanwhile.
+ */
+static bool holds_addresses(struct dmaprobe_device *dd)
+{
+	struct dmaprobe_session *s;
+	struct dmaprobe_object *obj;
+	unsigned long id;
+
+	guard(mutex)(&dd->lock);
+	list_for_each_entry(s, &dd->sessions, node) {
+		xa_for_each(&s->objects, id, obj) {
+			if (obj->type != &dmaprobe_buffer_type)
+				return true;
+		}
+	}
+	return false;
+}
+
+/* Ones from bit 0 up, at least 12 of them: no less than a page of any CPU. */
+static bool valid_mask(u64 mask)
+{
+	return mask >= DMA_BIT_MASK(12) && !(mask & (mask + 1));
+}
+
 int dmaprobe_op_set_mask(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_set_mask *cmd = ucmd->cmd;
 	struct dmaprobe_device *dd = ucmd->session->dd;
 	struct device *dev = dmaprobe_dma_dev(ucmd->session);
-	struct dmaprobe_session *s;
-	struct dmaprobe_object *obj;
-	unsigned long id;
 	int ret = 0;
 
-	if (!cmd->flags || cmd->mask < DMA_BIT_MASK(12) ||
-	    (cmd->mask & (cmd->mask + 1)))
+	if (!cmd->flags || !valid_mask(cmd->mask))
 		return -EINVAL;
-
-	guard(mutex)(&dd->lock);
-	list_for_each_entry(s, &dd->sessions, node) {
-		xa_for_each(&s->objects, id, obj) {
-			if (!obj->type->memory)
-				return -EBUSY;
-		}
-	}
+	if (holds_addresses(dd))
+		return -EBUSY;
 
 	if (cmd->flags & DMAPROBE_SET_MASK_STREAMING)
 		ret = dma_set_mask(dev, cmd->mask);
@@ -258,6 +273,45 @@ int dmaprobe_op_set_mask(struct dmaprobe_ucmd *ucmd)
 		ret = dma_set_coherent_mask(dev, cmd->mask);
 	dd->direct_max = dma_max_mapping_size(dev);
 	return ret;
+}
+
+/*
+ * The kernel checks none of these: a boundary that is no mask is a BUG when memory
+ * is bounced, and a minimum alignment of more than a bounce slot takes away from
+ * what can be bounced at all.
+ */
+int dmaprobe_op_set_segments(struct dmaprobe_ucmd *ucmd)
+{
+	struct dmaprobe_set_segments *cmd = ucmd->cmd;
+	struct dmaprobe_device *dd = ucmd->session->dd;
+	struct device *dev = dmaprobe_dma_dev(ucmd->session);
+
+	if (!cmd->flags)
+		return -EINVAL;
+	if (cmd->flags & DMAPROBE_SET_SEGMENTS_MAX_SIZE ?
+	    cmd->max_segment_size < PAGE_SIZE : cmd->max_segment_size)
+		return -EINVAL;
+	if (cmd->flags & DMAPROBE_SET_SEGMENTS_MIN_ALIGN ?
+	    cmd->min_align_mask > DMA_BIT_MASK(11) ||
+	    (cmd->min_align_mask & (cmd->min_align_mask + 1)) :
+	    cmd->min_align_mask)
+		return -EINVAL;
+	if (cmd->flags & DMAPROBE_SET_SEGMENTS_BOUNDARY ?
+	    !valid_mask(cmd->segment_boundary_mask) ||
+	    cmd->segment_boundary_mask > ULONG_MAX :
+	    cmd->segment_boundary_mask)
+		return -EINVAL;
+	if (holds_addresses(dd))
+		return -EBUSY;
+
+	if (cmd->flags & DMAPROBE_SET_SEGMENTS_MAX_SIZE)
+		dma_set_max_seg_size(dev, cmd->max_segment_size);
+	if (cmd->flags & DMAPROBE_SET_SEGMENTS_MIN_ALIGN)
+		dma_set_min_align_mask(dev, cmd->min_align_mask);
+	if (cmd->flags & DMAPROBE_SET_SEGMENTS_BOUNDARY)
+		dma_set_seg_boundary(dev, cmd->segment_boundary_mask);
+	dd->direct_max = dma_max_mapping_size(dev);
+	return 0;
 }
 
 int dmaprobe_op_enable(struct dmaprobe_ucmd *ucmd)
