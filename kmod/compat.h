@@ -34,9 +34,9 @@ static inline int copy_struct_to_user(void __user *dst, size_t usize,
 #endif
 
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 16, 0)
-#define DMAPROBE_HAVE_DMA_IOVA	true
+#define DMAPROBE_HAVE_DMA_IOVA	1
 #else
-#define DMAPROBE_HAVE_DMA_IOVA	false
+#define DMAPROBE_HAVE_DMA_IOVA	0
 
 struct dma_iova_state {
 	dma_addr_t addr;
@@ -105,9 +105,9 @@ static inline bool dma_need_unmap(struct device *dev)
 #endif
 
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 18, 0)
-#define DMAPROBE_HAVE_DMA_MAP_PHYS	true
+#define DMAPROBE_HAVE_DMA_MAP_PHYS	1
 #else
-#define DMAPROBE_HAVE_DMA_MAP_PHYS	false
+#define DMAPROBE_HAVE_DMA_MAP_PHYS	0
 
 static inline dma_addr_t dma_map_phys(struct device *dev, phys_addr_t phys,
 				      size_t size, enum dma_data_direction dir,
@@ -121,6 +121,14 @@ static inline void dma_unmap_phys(struct device *dev, dma_addr_t addr,
 				  unsigned long attrs)
 {
 }
+#endif
+
+/* Attributes that not all these kernels have are 0 where they are missing. */
+#ifndef DMA_ATTR_MMIO			/* 6.18 */
+#define DMA_ATTR_MMIO		0UL
+#endif
+#ifndef DMA_ATTR_REQUIRE_COHERENT	/* 7.0 */
+#define DMA_ATTR_REQUIRE_COHERENT	0UL
 #endif
 
 /* Slots of struct vfio_device_ops that not all these kernels have. */

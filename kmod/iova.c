@@ -29,11 +29,12 @@ static_assert(offsetof(struct dmaprobe_iova, obj) == 0);
 /* One dma_iova_link() that stands. It covers whole granules, first to last. */
 struct link {
 	struct rb_node node;
-	struct dmaprobe_buffer *buf;
+	struct dmaprobe_buffer *buf;	/* NULL for part of a BAR */
 	u64 first;
 	u64 last;
 	u64 offset;
 	u64 length;
+	u32 attrs;			/* DMA_ATTR_* */
 	u32 dir;
 };
 
@@ -89,7 +90,7 @@ static void iova_release(struct dmaprobe_object *obj)
 
 	while ((link = to_link(rb_first(&iova->links)))) {
 		dma_iova_unlink(dev, &iova->state, link->offset, link->length,
-				link->dir, 0);
+				link->dir, link->attrs);
 		link_drop(iova, link);
 		cond_resched();
 	}
@@ -140,11 +141,12 @@ static void iova_bury(struct dmaprobe_iova *iova)
 }
 
 /*
- * Check that a range is in the space and linked without a hole; with @whole also
- * that it cuts through no link and that all was linked in direction @dir.
+ * Check that a range is in the space and linked without a hole; with @like also
+ * that it cuts through no link and that all links have the direction and the
+ * attributes of that one.
  */
 static int check_linked(struct dmaprobe_iova *iova, u64 offset, u64 length,
-			bool whole, u32 dir)
+			const struct link *like)
 {
 	u64 end, cur = offset;
 	struct link *link;
@@ -154,12 +156,13 @@ static int check_linked(struct dmaprobe_iova *iova, u64 offset, u64 length,
 		return -EINVAL;
 
 	link = link_at(iova, offset);
-	if (whole && link && link->offset != offset)
+	if (like && link && link->offset != offset)
 		return -EINVAL;
 	for (; cur < end; link = to_link(rb_next(&link->node))) {
 		if (!link || link->offset > cur)
 			return -ENXIO;
-		if (whole && (link_end(link) > end || link->dir != dir))
+		if (like && (link_end(link) > end || link->dir != like->dir ||
+			     link->attrs != like->attrs))
 			return -EINVAL;
 		cur = link_end(link);
 	}
@@ -280,18 +283,50 @@ static int link_insert(struct dmaprobe_iova *iova, struct link *link,
 	return 0;
 }
 
+#define LINK_ATTRS	(DMAPROBE_MAP_ATTRS | DMAPROBE_ATTR_MMIO)
+
+/*
+ * Find what is to be linked: part of a BAR, which needs nobody to hold it (NULL), or
+ * a range of a buffer, which is held.
+ */
+static struct dmaprobe_buffer *link_source(const struct dmaprobe_ucmd *ucmd,
+					   phys_addr_t *phys)
+{
+	const struct dmaprobe_iova_link *cmd = ucmd->cmd;
+	struct dmaprobe_buffer *buf = NULL;
+	int ret;
+
+	if (cmd->attrs & DMAPROBE_ATTR_MMIO) {
+		ret = dmaprobe_bar_range(ucmd->session->dd, cmd->bar,
+					 cmd->buffer_offset, cmd->length, phys);
+	} else {
+		buf = dmaprobe_buffer_get(ucmd, cmd->buffer_id);
+		if (IS_ERR(buf))
+			return buf;
+		ret = dmaprobe_buffer_range(buf, cmd->buffer_offset,
+					    cmd->length, cmd->dir, phys);
+	}
+	if (ret) {
+		dmaprobe_buffer_put(buf);
+		return ERR_PTR(ret);
+	}
+	return buf;
+}
+
 int dmaprobe_op_iova_link(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_iova_link *cmd = ucmd->cmd;
 	struct dmaprobe_session *s = ucmd->session;
+	unsigned long attrs;
 	phys_addr_t phys;
 	u64 mask;
 	int ret;
 
-	if (cmd->bar)
+	ret = dmaprobe_map_attrs(s, cmd->attrs, LINK_ATTRS, &attrs);
+	if (ret)
+		return ret;
+	if (cmd->attrs & DMAPROBE_ATTR_MMIO ? cmd->buffer_id : cmd->bar)
 		return -EINVAL;
-	if (cmd->attrs)
-		return -EOPNOTSUPP;
 	if (!dmaprobe_valid_dir(cmd->dir))
 		return -EINVAL;
 
@@ -299,17 +334,17 @@ int dmaprobe_op_iova_link(struct dmaprobe_ucmd *ucmd)
 	if (IS_ERR(iova))
 		return PTR_ERR(iova);
 	struct dmaprobe_buffer *buf __free(dmaprobe_buffer_put) =
-		dmaprobe_buffer_get(ucmd, cmd->buffer_id);
+		link_source(ucmd, &phys);
 	if (IS_ERR(buf))
 		return PTR_ERR(buf);
-	ret = dmaprobe_buffer_range(buf, cmd->buffer_offset, cmd->length,
-				    cmd->dir, &phys);
-	if (ret)
-		return ret;
 	mask = dmaprobe_granule(s->dd) - 1;
 	ret = check_link(iova, phys, cmd->offset, cmd->length, mask);
 	if (ret)
 		return ret;
+	/* The kernel WARNs about it, and answers the same. */
+	if ((cmd->attrs & DMAPROBE_ATTR_REQUIRE_COHERENT) &&
+	    (iova->state.__size & DMA_IOVA_USE_SWIOTLB))
+		return -EOPNOTSUPP;
 
 	struct link *link __free(kfree) = kzalloc_obj(*link, GFP_KERNEL_ACCOUNT);
 	if (!link)
@@ -317,6 +352,7 @@ int dmaprobe_op_iova_link(struct dmaprobe_ucmd *ucmd)
 	link->offset = cmd->offset;
 	link->length = cmd->length;
 	link->dir = cmd->dir;
+	link->attrs = attrs;
 	link->first = (iova->state.addr + cmd->offset) & ~mask;
 	link->last = (iova->state.addr + cmd->offset + cmd->length - 1) | mask;
 	ret = link_insert(iova, link, mask);
@@ -324,7 +360,7 @@ int dmaprobe_op_iova_link(struct dmaprobe_ucmd *ucmd)
 		return ret;
 
 	ret = dma_iova_link(dmaprobe_dma_dev(s), &iova->state, phys,
-			    cmd->offset, cmd->length, cmd->dir, 0);
+			    cmd->offset, cmd->length, cmd->dir, attrs);
 	if (ret) {
 		rb_erase(&link->node, &iova->links);
 		return ret;
@@ -348,34 +384,46 @@ int dmaprobe_op_iova_sync(struct dmaprobe_ucmd *ucmd)
 	struct dmaprobe_iova *iova __free(iova_unlock) = iova_lock(ucmd, cmd->id);
 	if (IS_ERR(iova))
 		return PTR_ERR(iova);
-	ret = check_linked(iova, cmd->offset, cmd->length, false, 0);
+	ret = check_linked(iova, cmd->offset, cmd->length, NULL);
 	if (ret)
 		return ret;
 	return dma_iova_sync(dmaprobe_dma_dev(s), &iova->state, cmd->offset,
 			     cmd->length);
 }
 
+/* The attributes that the links to undo must have. */
+static int like_attrs(struct link *like, u64 attrs)
+{
+	unsigned long out;
+	int ret = dmaprobe_attrs(attrs, LINK_ATTRS, &out);
+
+	like->attrs = out;
+	return ret;
+}
+
 int dmaprobe_op_iova_unlink(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_iova_unlink *cmd = ucmd->cmd;
 	struct dmaprobe_session *s = ucmd->session;
+	struct link like = { .dir = cmd->dir };
 	struct link *link, *next;
 	int ret;
 
-	if (cmd->attrs)
-		return -EOPNOTSUPP;
+	ret = like_attrs(&like, cmd->attrs);
+	if (ret)
+		return ret;
 	if (!dmaprobe_valid_dir(cmd->dir))
 		return -EINVAL;
 
 	struct dmaprobe_iova *iova __free(iova_unlock) = iova_lock(ucmd, cmd->id);
 	if (IS_ERR(iova))
 		return PTR_ERR(iova);
-	ret = check_linked(iova, cmd->offset, cmd->length, true, cmd->dir);
+	ret = check_linked(iova, cmd->offset, cmd->length, &like);
 	if (ret)
 		return ret;
 
 	dma_iova_unlink(dmaprobe_dma_dev(s), &iova->state, cmd->offset,
-			cmd->length, cmd->dir, 0);
+			cmd->length, like.dir, like.attrs);
 	for (link = link_at(iova, cmd->offset);
 	     link && link->offset < cmd->offset + cmd->length; link = next) {
 		next = to_link(rb_next(&link->node));
@@ -388,11 +436,13 @@ int dmaprobe_op_iova_destroy(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_iova_destroy *cmd = ucmd->cmd;
 	struct dmaprobe_session *s = ucmd->session;
+	struct link like = { .dir = cmd->dir };
 	struct link *link;
 	int ret;
 
-	if (cmd->attrs)
-		return -EOPNOTSUPP;
+	ret = like_attrs(&like, cmd->attrs);
+	if (ret)
+		return ret;
 	if (!dmaprobe_valid_dir(cmd->dir))
 		return -EINVAL;
 
@@ -400,7 +450,7 @@ int dmaprobe_op_iova_destroy(struct dmaprobe_ucmd *ucmd)
 	if (IS_ERR(iova))
 		return PTR_ERR(iova);
 	if (cmd->mapped_len) {
-		ret = check_linked(iova, 0, cmd->mapped_len, true, cmd->dir);
+		ret = check_linked(iova, 0, cmd->mapped_len, &like);
 		if (ret)
 			return ret;
 	}
@@ -409,7 +459,7 @@ int dmaprobe_op_iova_destroy(struct dmaprobe_ucmd *ucmd)
 		return -EBUSY;
 
 	dma_iova_destroy(dmaprobe_dma_dev(s), &iova->state, cmd->mapped_len,
-			 cmd->dir, 0);
+			 like.dir, like.attrs);
 	while ((link = to_link(rb_first(&iova->links))))
 		link_drop(iova, link);
 	iova_bury(iova);

@@ -225,15 +225,18 @@ static long dmaprobe_ioctl(struct file *file, unsigned int cmd,
 }
 
 /*
- * Give the device the masks it was bound with. Setting them also lets the DMA core
+ * Give the device the limits it was bound with. Setting masks also lets the DMA core
  * find out what the device needs, so this is done at the start as well.
  */
-static void reset_masks(struct dmaprobe_device *dd)
+static void reset_limits(struct dmaprobe_device *dd)
 {
 	struct device *dev = &dd->pdev->dev;
 
 	dma_set_mask(dev, dd->bound_mask);
 	dma_set_coherent_mask(dev, dd->bound_coherent_mask);
+	dma_set_seg_boundary(dev, dd->bound_boundary);
+	dma_set_max_seg_size(dev, dd->bound_max_segment);
+	dma_set_min_align_mask(dev, dd->bound_min_align);
 	dd->direct_max = dma_max_mapping_size(dev);
 }
 
@@ -300,7 +303,7 @@ static int dmaprobe_release(struct inode *inode, struct file *file)
 			guard(mutex)(&dd->lock);
 			list_del(&s->node);
 			if (list_empty(&dd->sessions))
-				reset_masks(dd);
+				reset_limits(dd);
 		}
 	}
 
@@ -369,7 +372,10 @@ struct dmaprobe_device *dmaprobe_device_create(struct pci_dev *pdev)
 	dd->domain = iommu_get_domain_for_dev(&pdev->dev);
 	dd->bound_mask = dma_get_mask(&pdev->dev);
 	dd->bound_coherent_mask = pdev->dev.coherent_dma_mask;
-	reset_masks(dd);
+	dd->bound_boundary = dma_get_seg_boundary(&pdev->dev);
+	dd->bound_max_segment = dma_get_max_seg_size(&pdev->dev);
+	dd->bound_min_align = dma_get_min_align_mask(&pdev->dev);
+	reset_limits(dd);
 
 	device_initialize(&dd->dev);
 	dd->dev.class = &dmaprobe_class;
@@ -415,7 +421,7 @@ void dmaprobe_device_unplug(struct dmaprobe_device *dd)
 		session_stop(s);
 		list_del(&s->node);
 	}
-	reset_masks(dd);
+	reset_limits(dd);
 	WRITE_ONCE(dd->pdev, NULL);
 	dd->domain = NULL;
 }

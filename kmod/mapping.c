@@ -1,51 +1,70 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Mappings: one streaming mapping of a buffer range each.
+ * Mappings: one streaming mapping of a buffer range or of part of a BAR each, and
+ * the commands that take a mapping of any type.
  *
  * A mapping never changes until it is unmapped, so it needs no lock: a call that
  * uses it holds a reference, and unmapping asks for the last one.
  */
 #include <linux/dma-direct.h>
+#include <linux/nospec.h>
+#include <linux/overflow.h>
+#include <linux/scatterlist.h>
 #include <linux/slab.h>
+#include <linux/swiotlb.h>
+#include <linux/uaccess.h>
 
 #include "compat.h"
 #include "private.h"
 
+/* A kind beside those of enum dmaprobe_map_kind. */
+#define MAP_RESOURCE	(DMAPROBE_MAP_PHYS + 1)
+
 struct dmaprobe_mapping {
 	struct dmaprobe_object obj;
-	struct dmaprobe_buffer *buf;
+	struct dmaprobe_buffer *buf;	/* NULL for a resource */
 	dma_addr_t addr;
 	size_t length;
+	unsigned long attrs;
 	u8 kind;
 	u8 dir;
 };
 
-static dma_addr_t map(struct device *dev, u32 kind, phys_addr_t phys,
-		      size_t length, enum dma_data_direction dir)
+static_assert(offsetof(struct dmaprobe_mapping, obj) == 0);
+
+static dma_addr_t map(struct device *dev, const struct dmaprobe_mapping *m,
+		      phys_addr_t phys)
 {
-	switch (kind) {
+	switch (m->kind) {
 	case DMAPROBE_MAP_SINGLE:
-		return dma_map_single(dev, phys_to_virt(phys), length, dir);
+		return dma_map_single_attrs(dev, phys_to_virt(phys), m->length,
+					    m->dir, m->attrs);
 	case DMAPROBE_MAP_PAGE:
-		return dma_map_page(dev, pfn_to_page(PHYS_PFN(phys)),
-				    offset_in_page(phys), length, dir);
+		return dma_map_page_attrs(dev, pfn_to_page(PHYS_PFN(phys)),
+					  offset_in_page(phys), m->length,
+					  m->dir, m->attrs);
+	case DMAPROBE_MAP_PHYS:
+		return dma_map_phys(dev, phys, m->length, m->dir, m->attrs);
 	default:
-		return dma_map_phys(dev, phys, length, dir, 0);
+		return dma_map_resource(dev, phys, m->length, m->dir, m->attrs);
 	}
 }
 
-static void unmap(struct device *dev, u32 kind, dma_addr_t addr, size_t length,
-		  enum dma_data_direction dir)
+static void unmap(struct device *dev, const struct dmaprobe_mapping *m)
 {
-	switch (kind) {
+	switch (m->kind) {
 	case DMAPROBE_MAP_SINGLE:
-		dma_unmap_single(dev, addr, length, dir);
+		dma_unmap_single_attrs(dev, m->addr, m->length, m->dir,
+				       m->attrs);
 		break;
 	case DMAPROBE_MAP_PAGE:
-		dma_unmap_page(dev, addr, length, dir);
+		dma_unmap_page_attrs(dev, m->addr, m->length, m->dir, m->attrs);
+		break;
+	case DMAPROBE_MAP_PHYS:
+		dma_unmap_phys(dev, m->addr, m->length, m->dir, m->attrs);
 		break;
 	default:
-		dma_unmap_phys(dev, addr, length, dir, 0);
+		dma_unmap_resource(dev, m->addr, m->length, m->dir, m->attrs);
 		break;
 	}
 }
@@ -55,52 +74,177 @@ static void mapping_release(struct dmaprobe_object *obj)
 	struct dmaprobe_mapping *m =
 		container_of(obj, struct dmaprobe_mapping, obj);
 
-	unmap(dmaprobe_dma_dev(obj->session), m->kind, m->addr, m->length,
-	      m->dir);
+	unmap(dmaprobe_dma_dev(obj->session), m);
 	dmaprobe_buffer_put(m->buf);
+}
+
+static int mapping_sync(struct dmaprobe_object *obj,
+			const struct dmaprobe_sync *cmd)
+{
+	struct dmaprobe_mapping *m =
+		container_of(obj, struct dmaprobe_mapping, obj);
+	struct device *dev = dmaprobe_dma_dev(obj->session);
+
+	if (m->kind == MAP_RESOURCE)
+		return -EOPNOTSUPP;
+	if (cmd->length > m->length || cmd->offset > m->length - cmd->length)
+		return -EINVAL;
+	if (cmd->target == DMAPROBE_SYNC_FOR_CPU)
+		dma_sync_single_range_for_cpu(dev, m->addr, cmd->offset,
+					      cmd->length, m->dir);
+	else
+		dma_sync_single_range_for_device(dev, m->addr, cmd->offset,
+						 cmd->length, m->dir);
+	return 0;
+}
+
+static int mapping_segments(struct dmaprobe_object *obj,
+			    struct dmaprobe_segments *cmd)
+{
+	struct dmaprobe_mapping *m =
+		container_of(obj, struct dmaprobe_mapping, obj);
+
+	return dmaprobe_segments_one(cmd, m->addr, m->length);
 }
 
 static const struct dmaprobe_object_type mapping_type = {
 	.release = mapping_release,
+	.mapping = true,
+	.sync = mapping_sync,
+	.segments = mapping_segments,
 };
 
-static_assert(offsetof(struct dmaprobe_mapping, obj) == 0);
-
-/*
+/**
+ * dmaprobe_check_reach - check that a device can be given a range
+ * @dd: the device
+ * @phys: start of the range
+ * @length: its length
+ * @attrs: DMA_ATTR_* it is to be mapped with
+ *
  * Without a translating IOMMU the kernel's call WARNs about memory beyond the
- * mask when it has no bounce buffer or the bounce buffer lies beyond it as well.
- * Bounce buffers are known to lie below 4 GiB, not where below.
+ * mask when it may not or cannot bounce it, or when the bounce buffer lies beyond
+ * the mask as well. Bounce buffers are known to lie below 4 GiB, not where below.
+ * What does not fit into a bounce buffer would be said in the kernel log.
+ *
+ * Return: 0 or -EIO
  */
-static int check_reach(const struct dmaprobe_device *dd, phys_addr_t phys,
-		       size_t length)
+int dmaprobe_check_reach(const struct dmaprobe_device *dd, phys_addr_t phys,
+			 size_t length, unsigned long attrs)
 {
 	struct device *dev = &dd->pdev->dev;
+	u64 limit = min_not_zero(dma_get_mask(dev), dev->bus_dma_limit);
+	bool mmio = attrs & DMA_ATTR_MMIO;
+	dma_addr_t start;
+	u64 end;
 
-	if (dmaprobe_translates(dd))
-		return 0;
-	if (dd->direct_max == SIZE_MAX) {
-		u64 limit = min_not_zero(dma_get_mask(dev), dev->bus_dma_limit);
-
-		return phys_to_dma(dev, phys) + length - 1 > limit ? -EIO : 0;
+	if (dmaprobe_translates(dd)) {
+		if (mmio || length <= dd->direct_max ||
+		    !((phys | length) & (dmaprobe_granule(dd) - 1)))
+			return 0;
+		return -EIO;
 	}
-	if (length > dd->direct_max || dma_get_mask(dev) < DMA_BIT_MASK(32))
+
+	start = mmio ? phys : phys_to_dma(dev, phys);
+	if (!is_swiotlb_force_bounce(dev) &&
+	    !check_add_overflow(start, length - 1, &end) && end <= limit)
+		return 0;
+	if (mmio || (attrs & DMA_ATTR_REQUIRE_COHERENT))
+		return -EIO;
+	if (length > dd->direct_max || length - 1 > dma_get_seg_boundary(dev) ||
+	    dd->direct_max == SIZE_MAX || limit < DMA_BIT_MASK(32))
 		return -EIO;
 	return 0;
+}
+
+/**
+ * dmaprobe_bar_range - check that part of a BAR can be mapped
+ * @dd: the device
+ * @bar: number of the BAR
+ * @offset: start of the range in the BAR
+ * @length: its length
+ * @phys: out: its physical address
+ *
+ * An IOMMU maps whole granules, and a BAR smaller than one shares it with other
+ * devices' registers. Those are nobody's to give away.
+ *
+ * Return: 0; -ENXIO when there is no such memory BAR; -EINVAL when there can be
+ * none of that number, or the range is empty, leaves the BAR, or its granules do
+ */
+int dmaprobe_bar_range(const struct dmaprobe_device *dd, u32 bar, u64 offset,
+		       u64 length, phys_addr_t *phys)
+{
+	const struct resource *res;
+	u64 mask, size;
+
+	if (bar >= PCI_STD_NUM_BARS)
+		return -EINVAL;
+	bar = array_index_nospec(bar, PCI_STD_NUM_BARS);
+	res = pci_resource_n(dd->pdev, bar);
+	if (!(res->flags & IORESOURCE_MEM) ||
+	    (res->flags & (IORESOURCE_UNSET | IORESOURCE_DISABLED)) ||
+	    !res->start || !resource_size(res))
+		return -ENXIO;
+
+	size = resource_size(res);
+	if (!length || length > size || offset > size - length)
+		return -EINVAL;
+	*phys = res->start + offset;
+	if (!dmaprobe_translates(dd))
+		return 0;
+	mask = dmaprobe_granule(dd) - 1;
+	if ((*phys & ~mask) < res->start || ((*phys + length - 1) | mask) > res->end)
+		return -EINVAL;
+	return 0;
+}
+
+/* Map what @m says and hand it over. On failure, all but @m is as it was. */
+static int map_publish(struct dmaprobe_ucmd *ucmd, struct dmaprobe_mapping *m,
+		       phys_addr_t phys, u32 *id, __u64 *addr, __u32 *need_sync)
+{
+	struct dmaprobe_session *s = ucmd->session;
+	struct device *dev = dmaprobe_dma_dev(s);
+	int ret;
+
+	ret = dmaprobe_object_reserve(s, &m->obj, &mapping_type);
+	if (ret)
+		return ret;
+
+	m->addr = map(dev, m, phys);
+	ret = dma_mapping_error(dev, m->addr);
+	if (ret)
+		goto err_unreserve;
+
+	*id = m->obj.id;
+	*addr = m->addr;
+	if (need_sync)
+		*need_sync = dma_need_sync(dev, m->addr);
+	ret = dmaprobe_respond(ucmd);
+	if (ret)
+		goto err_unmap;
+	dmaprobe_object_publish(ucmd, &m->obj);
+	return 0;
+
+err_unmap:
+	unmap(dev, m);
+err_unreserve:
+	dmaprobe_object_unreserve(&m->obj);
+	return ret;
 }
 
 int dmaprobe_op_map(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_map *cmd = ucmd->cmd;
 	struct dmaprobe_session *s = ucmd->session;
-	struct device *dev = dmaprobe_dma_dev(s);
 	struct dmaprobe_mapping *m;
+	unsigned long attrs;
 	phys_addr_t phys;
 	int ret;
 
 	if (cmd->__reserved)
 		return -EINVAL;
-	if (cmd->attrs)
-		return -EOPNOTSUPP;
+	ret = dmaprobe_map_attrs(s, cmd->attrs, DMAPROBE_MAP_ATTRS, &attrs);
+	if (ret)
+		return ret;
 	if (cmd->kind > DMAPROBE_MAP_PHYS || !dmaprobe_valid_dir(cmd->dir))
 		return -EINVAL;
 	if (cmd->kind == DMAPROBE_MAP_PHYS && !DMAPROBE_HAVE_DMA_MAP_PHYS)
@@ -112,6 +256,7 @@ int dmaprobe_op_map(struct dmaprobe_ucmd *ucmd)
 	m->kind = cmd->kind;
 	m->dir = cmd->dir;
 	m->length = cmd->length;
+	m->attrs = attrs;
 
 	m->buf = dmaprobe_buffer_get(ucmd, cmd->buffer_id);
 	if (IS_ERR(m->buf)) {
@@ -122,35 +267,58 @@ int dmaprobe_op_map(struct dmaprobe_ucmd *ucmd)
 				    cmd->dir, &phys);
 	if (ret)
 		goto err_buffer;
-	ret = check_reach(s->dd, phys, cmd->length);
+	ret = dmaprobe_check_reach(s->dd, phys, cmd->length, attrs);
 	if (ret)
 		goto err_buffer;
-	ret = dmaprobe_object_reserve(s, &m->obj, &mapping_type);
+	ret = map_publish(ucmd, m, phys, &cmd->id, &cmd->dma_addr,
+			  &cmd->need_sync);
 	if (ret)
 		goto err_buffer;
-
-	m->addr = map(dev, m->kind, phys, m->length, m->dir);
-	ret = dma_mapping_error(dev, m->addr);
-	if (ret)
-		goto err_unreserve;
-
-	cmd->id = m->obj.id;
-	cmd->dma_addr = m->addr;
-	cmd->need_sync = dma_need_sync(dev, m->addr);
-	ret = dmaprobe_respond(ucmd);
-	if (ret)
-		goto err_unmap;
-	dmaprobe_object_publish(ucmd, &m->obj);
 	return 0;
 
-err_unmap:
-	unmap(dev, m->kind, m->addr, m->length, m->dir);
-err_unreserve:
-	dmaprobe_object_unreserve(&m->obj);
 err_buffer:
 	dmaprobe_buffer_put(m->buf);
 err_free:
 	kfree(m);
+	return ret;
+}
+
+int dmaprobe_op_map_resource(struct dmaprobe_ucmd *ucmd)
+{
+	struct dmaprobe_map_resource *cmd = ucmd->cmd;
+	struct dmaprobe_session *s = ucmd->session;
+	unsigned long attrs;
+	phys_addr_t phys;
+	int ret;
+
+	if (cmd->__reserved)
+		return -EINVAL;
+	ret = dmaprobe_attrs(cmd->attrs,
+			     DMAPROBE_MAP_ATTRS & ~DMAPROBE_ATTR_REQUIRE_COHERENT,
+			     &attrs);
+	if (ret)
+		return ret;
+	if (!dmaprobe_valid_dir(cmd->dir))
+		return -EINVAL;
+	ret = dmaprobe_bar_range(s->dd, cmd->bar, cmd->offset, cmd->length,
+				 &phys);
+	if (ret)
+		return ret;
+	ret = dmaprobe_check_reach(s->dd, phys, cmd->length, DMA_ATTR_MMIO);
+	if (ret)
+		return ret;
+
+	struct dmaprobe_mapping *m __free(kfree) =
+		kzalloc_obj(*m, GFP_KERNEL_ACCOUNT);
+	if (!m)
+		return -ENOMEM;
+	m->kind = MAP_RESOURCE;
+	m->dir = cmd->dir;
+	m->length = cmd->length;
+	m->attrs = attrs;
+	ret = map_publish(ucmd, m, phys, &cmd->id, &cmd->dma_addr, NULL);
+	if (!ret)
+		retain_and_null_ptr(m);
 	return ret;
 }
 
@@ -160,35 +328,91 @@ int dmaprobe_op_unmap(struct dmaprobe_ucmd *ucmd)
 
 	if (cmd->__reserved)
 		return -EINVAL;
-	return dmaprobe_object_destroy(ucmd, cmd->id, &mapping_type);
+	return dmaprobe_object_destroy(ucmd, cmd->id, NULL);
 }
 
 int dmaprobe_op_sync(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_sync *cmd = ucmd->cmd;
-	struct device *dev = dmaprobe_dma_dev(ucmd->session);
-	struct dmaprobe_mapping *m;
 	struct dmaprobe_object *obj;
-	int ret = -EINVAL;
+	int ret;
 
 	if (cmd->target > DMAPROBE_SYNC_FOR_DEVICE || !cmd->length)
 		return -EINVAL;
 
-	obj = dmaprobe_object_get(ucmd, cmd->id, &mapping_type);
+	obj = dmaprobe_object_get(ucmd, cmd->id, NULL);
 	if (IS_ERR(obj))
 		return PTR_ERR(obj);
-	m = container_of(obj, struct dmaprobe_mapping, obj);
-	if (cmd->length > m->length || cmd->offset > m->length - cmd->length)
-		goto out;
-
-	if (cmd->target == DMAPROBE_SYNC_FOR_CPU)
-		dma_sync_single_range_for_cpu(dev, m->addr, cmd->offset,
-					      cmd->length, m->dir);
+	if (obj->type->sync)
+		ret = obj->type->sync(obj, cmd);
 	else
-		dma_sync_single_range_for_device(dev, m->addr, cmd->offset,
-						 cmd->length, m->dir);
-	ret = 0;
-out:
+		ret = obj->type->mapping ? -EOPNOTSUPP : -ENOENT;
 	dmaprobe_object_put(obj);
 	return ret;
+}
+
+static int put_segment(const struct dmaprobe_segments *cmd, u32 index,
+		       dma_addr_t addr, size_t length)
+{
+	struct dmaprobe_segment __user *out = u64_to_user_ptr(cmd->segments);
+	struct dmaprobe_segment seg = { .dma_addr = addr, .length = length };
+
+	return copy_to_user(&out[index], &seg, sizeof(seg)) ? -EFAULT : 0;
+}
+
+/**
+ * dmaprobe_segments_one - answer DMAPROBE_SEGMENTS for what is one segment
+ * @cmd: the command
+ * @addr: address of the segment
+ * @length: its length
+ *
+ * Return: 0 or -EFAULT
+ */
+int dmaprobe_segments_one(struct dmaprobe_segments *cmd, dma_addr_t addr,
+			  size_t length)
+{
+	int ret = cmd->nr_segments ? put_segment(cmd, 0, addr, length) : 0;
+
+	cmd->nr_segments = 1;
+	return ret;
+}
+
+/**
+ * dmaprobe_segments_sg - answer DMAPROBE_SEGMENTS for a mapped list
+ * @cmd: the command
+ * @sgl: the list
+ * @nents: its DMA segments, which mapping it gave
+ *
+ * Return: 0 or -EFAULT
+ */
+int dmaprobe_segments_sg(struct dmaprobe_segments *cmd,
+			 struct scatterlist *sgl, unsigned int nents)
+{
+	struct scatterlist *sg;
+	u32 room = min(cmd->nr_segments, nents);
+	int ret, i;
+
+	cmd->nr_segments = nents;
+	for_each_sg(sgl, sg, room, i) {
+		ret = put_segment(cmd, i, sg_dma_address(sg), sg_dma_len(sg));
+		if (ret)
+			return ret;
+		cond_resched();
+	}
+	return 0;
+}
+
+int dmaprobe_op_segments(struct dmaprobe_ucmd *ucmd)
+{
+	struct dmaprobe_segments *cmd = ucmd->cmd;
+	struct dmaprobe_object *obj;
+	int ret = -ENOENT;
+
+	obj = dmaprobe_object_get(ucmd, cmd->id, NULL);
+	if (IS_ERR(obj))
+		return PTR_ERR(obj);
+	if (obj->type->segments)
+		ret = obj->type->segments(obj, cmd);
+	dmaprobe_object_put(obj);
+	return ret ?: dmaprobe_respond(ucmd);
 }

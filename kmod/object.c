@@ -107,7 +107,7 @@ void dmaprobe_object_put(struct dmaprobe_object *obj)
  * dmaprobe_object_destroy - take an object out of its session and release it
  * @ucmd: the call that names it
  * @id: its id
- * @type: the type it must have
+ * @type: the type it must have, or NULL for any that is a mapping
  *
  * Return: 0, -ENOENT, or -EBUSY while somebody else holds a reference
  */
@@ -120,14 +120,14 @@ int dmaprobe_object_destroy(const struct dmaprobe_ucmd *ucmd, u32 id,
 	id = resolve_id(ucmd, id);
 	scoped_guard(spinlock, &s->objects.xa_lock) {
 		obj = xa_load(&s->objects, id);
-		if (!obj || obj->type != type)
+		if (!obj || (type ? obj->type != type : !obj->type->mapping))
 			return -ENOENT;
 		if (!refcount_dec_if_one(&obj->refs))
 			return -EBUSY;
 		__xa_erase(&s->objects, id);
 	}
 
-	type->release(obj);
+	obj->type->release(obj);
 	kfree_rcu(obj, rcu);
 	return 0;
 }

@@ -34,6 +34,7 @@
 
 struct dmaprobe_object;
 struct dmaprobe_session;
+struct scatterlist;
 struct user_struct;
 
 /* Who may use the device's BARs and its bus mastering. */
@@ -55,10 +56,13 @@ struct dmaprobe_device {
 	struct iommu_domain *domain;	/* of the DMA API; NULL without IOMMU */
 	u64 bound_mask;			/* as found at probe */
 	u64 bound_coherent_mask;
+	u64 bound_boundary;
+	u32 bound_max_segment;
+	u32 bound_min_align;
 
 	struct rw_semaphore unplug_lock;
 	struct pci_dev *pdev;		/* NULL once unplugged */
-	size_t direct_max;		/* dma_max_mapping_size() for the mask set */
+	size_t direct_max;		/* dma_max_mapping_size() for what is set */
 
 	struct mutex lock;		/* all below */
 	struct list_head sessions;
@@ -103,6 +107,7 @@ struct dmaprobe_run_ids {
 struct dmaprobe_object_type {
 	void (*release)(struct dmaprobe_object *obj);
 	bool memory;		/* what others map; torn down after them */
+	bool mapping;		/* what DMAPROBE_UNMAP takes */
 	bool has_pages;		/* is a struct dmaprobe_memory */
 
 	/*
@@ -148,6 +153,11 @@ void dmaprobe_object_put(struct dmaprobe_object *obj);
 int dmaprobe_object_destroy(const struct dmaprobe_ucmd *ucmd, u32 id,
 			    const struct dmaprobe_object_type *type);
 void dmaprobe_objects_teardown(struct dmaprobe_session *s);
+
+/* attrs.c */
+int dmaprobe_attrs(u64 attrs, u64 taken, unsigned long *out);
+int dmaprobe_map_attrs(const struct dmaprobe_session *s, u64 attrs, u64 taken,
+		       unsigned long *out);
 
 /* memory.c */
 
@@ -212,6 +222,16 @@ DEFINE_FREE(dmaprobe_buffer_put, struct dmaprobe_buffer *, dmaprobe_buffer_put(_
 
 int dmaprobe_buffer_range(const struct dmaprobe_buffer *buf, u64 offset,
 			  u64 length, u32 dir, phys_addr_t *phys);
+
+/* mapping.c */
+int dmaprobe_check_reach(const struct dmaprobe_device *dd, phys_addr_t phys,
+			 size_t length, unsigned long attrs);
+int dmaprobe_bar_range(const struct dmaprobe_device *dd, u32 bar, u64 offset,
+		       u64 length, phys_addr_t *phys);
+int dmaprobe_segments_sg(struct dmaprobe_segments *cmd,
+			 struct scatterlist *sgl, unsigned int nents);
+int dmaprobe_segments_one(struct dmaprobe_segments *cmd, dma_addr_t addr,
+			  size_t length);
 
 /* main.c */
 int dmaprobe_respond(const struct dmaprobe_ucmd *ucmd);

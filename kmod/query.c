@@ -1,95 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What can be asked about the module, the device and its domain, and the one
- * property of the device that can be set: its DMA masks.
+ * What can be asked about the device and its domain, and what can
+ * be set of the device: its DMA masks and the limits of its lists.
  */
 #include <linux/dma-map-ops.h>
 #include <linux/uaccess.h>
 
 #include "compat.h"
 #include "private.h"
-
-#define OFFERED(_name, _op) { DMAPROBE_CALL_OFFERED, _name, _op }
-#define NEEDS(_have, _name, _op, _since)				\
-	{ (_have) ? DMAPROBE_CALL_OFFERED : DMAPROBE_CALL_MISSING,	\
-	  _name, (_have) ? _op : "this kernel is older than " _since }
-#define GONE(_name, _why) { DMAPROBE_CALL_GONE, _name, _why }
-
-/* What came with the IOVA calls. */
-#define NEEDS_IOVA(_name, _op) \
-	NEEDS(DMAPROBE_HAVE_DMA_IOVA, _name, _op, "Linux 6.16")
-#define NEEDS_PHYS(_name, _op) \
-	NEEDS(DMAPROBE_HAVE_DMA_MAP_PHYS, _name, _op, "Linux 6.18")
-
-static const struct {
-	u32 status;
-	const char *name;
-	const char *detail;
-} calls[] = {
-	OFFERED("dma_map_single", "DMAPROBE_MAP, kind SINGLE"),
-	OFFERED("dma_unmap_single", "DMAPROBE_UNMAP"),
-	OFFERED("dma_map_page", "DMAPROBE_MAP, kind PAGE"),
-	OFFERED("dma_unmap_page", "DMAPROBE_UNMAP"),
-	NEEDS_PHYS("dma_map_phys", "DMAPROBE_MAP, kind PHYS"),
-	NEEDS_PHYS("dma_unmap_phys", "DMAPROBE_UNMAP"),
-	OFFERED("dma_mapping_error", "DMAPROBE_MAP, ENOMEM"),
-	OFFERED("dma_sync_single_range_for_cpu", "DMAPROBE_SYNC, FOR_CPU"),
-	OFFERED("dma_sync_single_range_for_device", "DMAPROBE_SYNC, FOR_DEVICE"),
-	OFFERED("dma_need_sync", "DMAPROBE_MAP, need_sync"),
-	NEEDS_IOVA("dma_iova_try_alloc", "DMAPROBE_IOVA_ALLOC"),
-	NEEDS_IOVA("dma_use_iova", "DMAPROBE_IOVA_STATE, use"),
-	NEEDS_IOVA("dma_iova_size", "DMAPROBE_IOVA_STATE, length"),
-	NEEDS_IOVA("dma_iova_link", "DMAPROBE_IOVA_LINK"),
-	NEEDS_IOVA("dma_iova_sync", "DMAPROBE_IOVA_SYNC"),
-	NEEDS_IOVA("dma_iova_unlink", "DMAPROBE_IOVA_UNLINK"),
-	NEEDS_IOVA("dma_iova_free", "DMAPROBE_IOVA_FREE"),
-	NEEDS_IOVA("dma_iova_destroy", "DMAPROBE_IOVA_DESTROY"),
-	OFFERED("iommu_iova_to_phys", "DMAPROBE_TRANSLATE"),
-	OFFERED("dma_set_mask", "DMAPROBE_SET_MASK, STREAMING"),
-	OFFERED("dma_set_coherent_mask", "DMAPROBE_SET_MASK, COHERENT"),
-	OFFERED("dma_get_mask", "DMAPROBE_LIMITS, dma_mask"),
-	OFFERED("dma_get_required_mask", "DMAPROBE_LIMITS, required_mask"),
-	OFFERED("dma_addressing_limited",
-		"DMAPROBE_LIMITS, props ADDRESSING_LIMITED"),
-	NEEDS_IOVA("dma_need_unmap", "DMAPROBE_LIMITS, props NEED_UNMAP"),
-	OFFERED("dma_max_mapping_size", "DMAPROBE_LIMITS, max_mapping_size"),
-	OFFERED("dma_opt_mapping_size", "DMAPROBE_LIMITS, opt_mapping_size"),
-	OFFERED("dma_get_merge_boundary", "DMAPROBE_LIMITS, merge_boundary"),
-	OFFERED("dma_get_max_seg_size", "DMAPROBE_LIMITS, max_segment_size"),
-	OFFERED("dma_get_seg_boundary",
-		"DMAPROBE_LIMITS, segment_boundary_mask"),
-	OFFERED("dma_get_min_align_mask", "DMAPROBE_LIMITS, min_align_mask"),
-	GONE("pci_map_single", "replaced by dma_map_single"),
-	GONE("pci_unmap_single", "replaced by dma_unmap_single"),
-	GONE("pci_map_page", "replaced by dma_map_page"),
-	GONE("pci_unmap_page", "replaced by dma_unmap_page"),
-	GONE("pci_dma_mapping_error", "replaced by dma_mapping_error"),
-	GONE("pci_dma_sync_single", "replaced by dma_sync_single_for_cpu/_device"),
-	GONE("pci_set_dma_mask", "replaced by dma_set_mask"),
-	GONE("dma_sync_single", "replaced by dma_sync_single_for_cpu/_device"),
-	GONE("dma_cache_sync", "replaced by dma_sync_single_for_cpu/_device"),
-};
-
-int dmaprobe_op_version(struct dmaprobe_ucmd *ucmd)
-{
-	struct dmaprobe_version *cmd = ucmd->cmd;
-
-	cmd->abi_version = DMAPROBE_ABI_VERSION;
-	cmd->nr_calls = ARRAY_SIZE(calls);
-	return dmaprobe_respond(ucmd);
-}
-
-int dmaprobe_op_call(struct dmaprobe_ucmd *ucmd)
-{
-	struct dmaprobe_call *cmd = ucmd->cmd;
-
-	if (cmd->index >= ARRAY_SIZE(calls))
-		return -ENOENT;
-	cmd->status = calls[cmd->index].status;
-	strscpy_pad(cmd->name, calls[cmd->index].name, sizeof(cmd->name));
-	strscpy_pad(cmd->detail, calls[cmd->index].detail, sizeof(cmd->detail));
-	return dmaprobe_respond(ucmd);
-}
 
 int dmaprobe_op_limits(struct dmaprobe_ucmd *ucmd)
 {
@@ -229,28 +147,43 @@ int dmaprobe_op_domain(struct dmaprobe_ucmd *ucmd)
 	return ret ?: dmaprobe_respond(ucmd);
 }
 
-/* Runs while all other ops of the device stand still. */
+/*
+ * Whether any session of a device holds a DMA address: all but buffers do. Calls
+ * that make one stand still meanwhile.
+ */
+static bool holds_addresses(struct dmaprobe_device *dd)
+{
+	struct dmaprobe_session *s;
+	struct dmaprobe_object *obj;
+	unsigned long id;
+
+	guard(mutex)(&dd->lock);
+	list_for_each_entry(s, &dd->sessions, node) {
+		xa_for_each(&s->objects, id, obj) {
+			if (obj->type != &dmaprobe_buffer_type)
+				return true;
+		}
+	}
+	return false;
+}
+
+/* Ones from bit 0 up, at least 12 of them: no less than a page of any CPU. */
+static bool valid_mask(u64 mask)
+{
+	return mask >= DMA_BIT_MASK(12) && !(mask & (mask + 1));
+}
+
 int dmaprobe_op_set_mask(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_set_mask *cmd = ucmd->cmd;
 	struct dmaprobe_device *dd = ucmd->session->dd;
 	struct device *dev = dmaprobe_dma_dev(ucmd->session);
-	struct dmaprobe_session *s;
-	struct dmaprobe_object *obj;
-	unsigned long id;
 	int ret = 0;
 
-	if (!cmd->flags || cmd->mask < DMA_BIT_MASK(12) ||
-	    (cmd->mask & (cmd->mask + 1)))
+	if (!cmd->flags || !valid_mask(cmd->mask))
 		return -EINVAL;
-
-	guard(mutex)(&dd->lock);
-	list_for_each_entry(s, &dd->sessions, node) {
-		xa_for_each(&s->objects, id, obj) {
-			if (!obj->type->memory)
-				return -EBUSY;
-		}
-	}
+	if (holds_addresses(dd))
+		return -EBUSY;
 
 	if (cmd->flags & DMAPROBE_SET_MASK_STREAMING)
 		ret = dma_set_mask(dev, cmd->mask);
@@ -258,6 +191,45 @@ int dmaprobe_op_set_mask(struct dmaprobe_ucmd *ucmd)
 		ret = dma_set_coherent_mask(dev, cmd->mask);
 	dd->direct_max = dma_max_mapping_size(dev);
 	return ret;
+}
+
+/*
+ * The kernel checks none of these: a boundary that is no mask is a BUG when memory
+ * is bounced, and a minimum alignment of more than a bounce slot takes away from
+ * what can be bounced at all.
+ */
+int dmaprobe_op_set_segments(struct dmaprobe_ucmd *ucmd)
+{
+	struct dmaprobe_set_segments *cmd = ucmd->cmd;
+	struct dmaprobe_device *dd = ucmd->session->dd;
+	struct device *dev = dmaprobe_dma_dev(ucmd->session);
+
+	if (!cmd->flags)
+		return -EINVAL;
+	if (cmd->flags & DMAPROBE_SET_SEGMENTS_MAX_SIZE ?
+	    cmd->max_segment_size < PAGE_SIZE : cmd->max_segment_size)
+		return -EINVAL;
+	if (cmd->flags & DMAPROBE_SET_SEGMENTS_MIN_ALIGN ?
+	    cmd->min_align_mask > DMA_BIT_MASK(11) ||
+	    (cmd->min_align_mask & (cmd->min_align_mask + 1)) :
+	    cmd->min_align_mask)
+		return -EINVAL;
+	if (cmd->flags & DMAPROBE_SET_SEGMENTS_BOUNDARY ?
+	    !valid_mask(cmd->segment_boundary_mask) ||
+	    cmd->segment_boundary_mask > ULONG_MAX :
+	    cmd->segment_boundary_mask)
+		return -EINVAL;
+	if (holds_addresses(dd))
+		return -EBUSY;
+
+	if (cmd->flags & DMAPROBE_SET_SEGMENTS_MAX_SIZE)
+		dma_set_max_seg_size(dev, cmd->max_segment_size);
+	if (cmd->flags & DMAPROBE_SET_SEGMENTS_MIN_ALIGN)
+		dma_set_min_align_mask(dev, cmd->min_align_mask);
+	if (cmd->flags & DMAPROBE_SET_SEGMENTS_BOUNDARY)
+		dma_set_seg_boundary(dev, cmd->segment_boundary_mask);
+	dd->direct_max = dma_max_mapping_size(dev);
+	return 0;
 }
 
 int dmaprobe_op_enable(struct dmaprobe_ucmd *ucmd)

@@ -697,8 +697,8 @@ struct dmaprobe_iova_free {
  * @length: length of the range, at least 1; the range is physically contiguous
  * @attrs: DMA attributes, out of %DMAPROBE_MAP_ATTRS and %DMAPROBE_ATTR_MMIO
  *
- * Link a range of a buffer, or of a memory BAR, with dma_iova_link(). The device may use it after
- * ``DMAPROBE_IOVA_SYNC``.
+ * Link a range of a buffer, or of a memory BAR, with dma_iova_link(). The device
+ * may use it after ``DMAPROBE_IOVA_SYNC``.
  *
  * EINVAL when the link would break a rule of the kernel's call: it leaves the
  * IOVA space; at @offset 0 the memory does not lie in its granule as the IOVA
@@ -706,8 +706,10 @@ struct dmaprobe_iova_free {
  * a granule and is not the last range, or lies behind such a range. EEXIST when
  * it would cover a granule that is linked. ENOMEM when the kernel has no memory
  * for page tables, or no room to bounce what it must bounce. EPERM when part of
- * it would have to be bounced and @attrs forbid that. EACCES when the buffer is
- * read-only and the device could write.
+ * it would have to be bounced and @attrs forbid that; EOPNOTSUPP when they do and
+ * an earlier link of the space was bounced. EACCES when the buffer is read-only
+ * and the device could write. Of a BAR: ENXIO when the device has no such memory
+ * BAR; EINVAL also when a granule of the range is not the BAR's alone.
  */
 struct dmaprobe_iova_link {
 	__u32 size;
@@ -1062,9 +1064,10 @@ enum dmaprobe_set_segments_flags {
  * @segment_boundary_mask: segments do not cross multiples of this plus one: ones
  *	from bit 0 up, at least 12 of them
  *
- * Set what the device can take in a scatter-gather list. As the masks, this
- * belongs to the device and is put back when its last session closes. EBUSY
- * while any session of the device holds something that is mapped.
+ * Set what the device can take in a scatter-gather list. A member whose flag is
+ * not given must be 0. As the masks, this belongs to the device and is put back
+ * when its last session closes. EBUSY while any session of the device holds
+ * something that is mapped.
  */
 struct dmaprobe_set_segments {
 	__u32 size;
@@ -1192,11 +1195,12 @@ struct dmaprobe_sg_entry {
  *	them
  * @need_sync: out: 1 when dma_sync_sg_*() has work to do
  *
- * Map a scatter-gather list. EINVAL also when an entry is longer than the longest
- * segment or than what fits between two segment boundaries. ENOMEM and EIO as
- * the kernel's call answers, EIO also when the device cannot reach an entry and
- * nothing can bounce it; EACCES when a buffer is read-only and the device could
- * write.
+ * Map a scatter-gather list. A buffer may be in it more than once. EINVAL also
+ * when an entry is longer than the longest segment, when it cannot but cross a
+ * segment boundary, or when the entries have more than 4 GiB together. ENOMEM and
+ * EIO as the kernel's call answers, EIO also when the device cannot reach an
+ * entry and nothing can bounce it; EACCES when a buffer is read-only and the
+ * device could write. EINTR when the process is being killed.
  */
 struct dmaprobe_map_sg {
 	__u32 size;
@@ -1228,9 +1232,10 @@ struct dmaprobe_map_sg {
  * @__reserved: must be 0
  * @dma_addr: out: the address to give to the device
  *
- * Map part of a BAR for DMA with dma_map_resource(). ENXIO when the device has no
- * such memory BAR; ENOMEM when the kernel's call answers with a mapping error; EIO
- * when the device cannot reach it.
+ * Map part of a BAR for DMA with dma_map_resource(). EINVAL also when an IOMMU
+ * translates and a granule of the range is not the BAR's alone. ENXIO when the
+ * device has no such memory BAR; ENOMEM when the kernel's call answers with a
+ * mapping error; EIO when the device cannot reach it.
  */
 struct dmaprobe_map_resource {
 	__u32 size;

@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Lists: one streaming mapping of a scatter-gather list each.
+ *
+ * As a mapping of one range, a list never changes until it is unmapped. It holds
+ * each of its buffers once, however often that is in the list.
+ */
+#include <linux/overflow.h>
+#include <linux/scatterlist.h>
+#include <linux/sched/signal.h>
+#include <linux/slab.h>
+#include <linux/uaccess.h>
+
+#include "compat.h"
+#include "private.h"
+
+/* What a list may map at most, since the kernel maps it without a pause. */
+#define LIST_MAX_LENGTH		SZ_4G
+
+struct dmaprobe_list {
+	struct dmaprobe_object obj;
+	struct sg_table sgt;
+	struct xarray buffers;		/* by id */
+	unsigned long attrs;
+	u64 length;
+	u8 kind;
+	u8 dir;
+};
+
+static_assert(offsetof(struct dmaprobe_list, obj) == 0);
+
+static int list_map(struct device *dev, struct dmaprobe_list *list)
+{
+	struct sg_table *sgt = &list->sgt;
+
+	if (list->kind == DMAPROBE_MAP_SG_TABLE)
+		return dma_map_sgtable(dev, sgt, list->dir, list->attrs);
+	sgt->nents = dma_map_sg_attrs(dev, sgt->sgl, sgt->orig_nents, list->dir,
+				      list->attrs);
+	return sgt->nents ? 0 : -EIO;
+}
+
+static void list_unmap(struct device *dev, struct dmaprobe_list *list)
+{
+	struct sg_table *sgt = &list->sgt;
+
+	if (list->kind == DMAPROBE_MAP_SG_TABLE)
+		dma_unmap_sgtable(dev, sgt, list->dir, list->attrs);
+	else
+		dma_unmap_sg_attrs(dev, sgt->sgl, sgt->orig_nents, list->dir,
+				   list->attrs);
+}
+
+static void list_clear(struct dmaprobe_list *list)
+{
+	struct dmaprobe_buffer *buf;
+	unsigned long id;
+
+	xa_for_each(&list->buffers, id, buf)
+		dmaprobe_buffer_put(buf);
+	xa_destroy(&list->buffers);
+	sg_free_table(&list->sgt);
+}
+
+static void list_release(struct dmaprobe_object *obj)
+{
+	struct dmaprobe_list *list =
+		container_of(obj, struct dmaprobe_list, obj);
+
+	list_unmap(dmaprobe_dma_dev(obj->session), list);
+	list_clear(list);
+}
+
+static int list_sync(struct dmaprobe_object *obj,
+		     const struct dmaprobe_sync *cmd)
+{
+	struct dmaprobe_list *list =
+		container_of(obj, struct dmaprobe_list, obj);
+	struct device *dev = dmaprobe_dma_dev(obj->session);
+	struct sg_table *sgt = &list->sgt;
+
+	if (cmd->offset || cmd->length != list->length)
+		return -EINVAL;
+	if (list->kind == DMAPROBE_MAP_SG_TABLE) {
+		if (cmd->target == DMAPROBE_SYNC_FOR_CPU)
+			dma_sync_sgtable_for_cpu(dev, sgt, list->dir);
+		else
+			dma_sync_sgtable_for_device(dev, sgt, list->dir);
+	} else {
+		if (cmd->target == DMAPROBE_SYNC_FOR_CPU)
+			dma_sync_sg_for_cpu(dev, sgt->sgl, sgt->orig_nents,
+					    list->dir);
+		else
+			dma_sync_sg_for_device(dev, sgt->sgl, sgt->orig_nents,
+					       list->dir);
+	}
+	return 0;
+}
+
+static int list_segments(struct dmaprobe_object *obj,
+			 struct dmaprobe_segments *cmd)
+{
+	struct dmaprobe_list *list =
+		container_of(obj, struct dmaprobe_list, obj);
+
+	return dmaprobe_segments_sg(cmd, list->sgt.sgl, list->sgt.nents);
+}
+
+static const struct dmaprobe_object_type list_type = {
+	.release = list_release,
+	.mapping = true,
+	.sync = list_sync,
+	.segments = list_segments,
+};
+
+/* Find a buffer and hold it with the list. */
+static struct dmaprobe_buffer *list_hold(const struct dmaprobe_ucmd *ucmd,
+					 struct dmaprobe_list *list, u32 id)
+{
+	struct dmaprobe_buffer *buf = dmaprobe_buffer_get(ucmd, id);
+	int ret;
+
+	if (IS_ERR(buf))
+		return buf;
+	if (xa_load(&list->buffers, buf->mem.obj.id)) {
+		dmaprobe_buffer_put(buf);
+		return buf;
+	}
+	ret = xa_err(xa_store(&list->buffers, buf->mem.obj.id, buf,
+			      GFP_KERNEL_ACCOUNT));
+	if (ret) {
+		dmaprobe_buffer_put(buf);
+		return ERR_PTR(ret);
+	}
+	return buf;
+}
+
+/*
+ * The kernel lays entries out so that none of them crosses a segment boundary, and
+ * merges none into more than the longest segment, provided that none does so by
+ * itself: it takes none apart. An address keeps its place in the granule, or
+ * all of it where nothing translates.
+ */
+static int check_entry(const struct dmaprobe_device *dd, phys_addr_t phys,
+		       u64 length)
+{
+	struct device *dev = &dd->pdev->dev;
+	u64 boundary = dma_get_seg_boundary(dev), start = phys & boundary;
+
+	if (dmaprobe_translates(dd))
+		start &= dmaprobe_granule(dd) - 1;
+	return length > dma_get_max_seg_size(dev) || length - 1 > boundary - start ?
+	       -EINVAL : 0;
+}
+
+static int list_fill(const struct dmaprobe_ucmd *ucmd,
+		     struct dmaprobe_list *list,
+		     const struct dmaprobe_map_sg *cmd)
+{
+	const struct dmaprobe_sg_entry __user *in = u64_to_user_ptr(cmd->entries);
+	const struct dmaprobe_device *dd = ucmd->session->dd;
+	struct scatterlist *sg;
+	int i, ret;
+
+	for_each_sgtable_sg(&list->sgt, sg, i) {
+		struct dmaprobe_sg_entry entry;
+		struct dmaprobe_buffer *buf;
+		phys_addr_t phys;
+
+		if (fatal_signal_pending(current))
+			return -EINTR;
+		cond_resched();
+		if (copy_from_user(&entry, &in[i], sizeof(entry)))
+			return -EFAULT;
+		if (entry.__reserved)
+			return -EINVAL;
+		buf = list_hold(ucmd, list, entry.buffer_id);
+		if (IS_ERR(buf))
+			return PTR_ERR(buf);
+		ret = dmaprobe_buffer_range(buf, entry.offset, entry.length,
+					    list->dir, &phys);
+		if (ret)
+			return ret;
+		ret = check_entry(dd, phys, entry.length);
+		if (ret)
+			return ret;
+		ret = dmaprobe_check_reach(dd, phys, entry.length, list->attrs);
+		if (ret)
+			return ret;
+		list->length += entry.length;
+		if (list->length > LIST_MAX_LENGTH)
+			return -EINVAL;
+		sg_set_page(sg, pfn_to_page(PHYS_PFN(phys)), entry.length,
+			    offset_in_page(phys));
+	}
+	return 0;
+}
+
+/* Whether dma_sync_sg_*() has work to do: it is nothing that the kernel tells. */
+static bool list_need_sync(struct device *dev, const struct dmaprobe_list *list)
+{
+	struct scatterlist *sg;
+	int i;
+
+	for_each_sgtable_dma_sg(&list->sgt, sg, i) {
+		if (dma_need_sync(dev, sg_dma_address(sg)))
+			return true;
+	}
+	return false;
+}
+
+int dmaprobe_op_map_sg(struct dmaprobe_ucmd *ucmd)
+{
+	struct dmaprobe_map_sg *cmd = ucmd->cmd;
+	struct dmaprobe_session *s = ucmd->session;
+	struct device *dev = dmaprobe_dma_dev(s);
+	struct dmaprobe_list *list;
+	unsigned long attrs;
+	int ret;
+
+	ret = dmaprobe_map_attrs(s, cmd->attrs, DMAPROBE_MAP_ATTRS, &attrs);
+	if (ret)
+		return ret;
+	if (cmd->kind > DMAPROBE_MAP_SG_TABLE || !dmaprobe_valid_dir(cmd->dir) ||
+	    !cmd->nr_entries || cmd->nr_entries > DMAPROBE_MAP_SG_MAX)
+		return -EINVAL;
+
+	list = kzalloc_obj(*list, GFP_KERNEL_ACCOUNT);
+	if (!list)
+		return -ENOMEM;
+	list->kind = cmd->kind;
+	list->dir = cmd->dir;
+	list->attrs = attrs;
+	xa_init(&list->buffers);
+	ret = sg_alloc_table(&list->sgt, cmd->nr_entries, GFP_KERNEL_ACCOUNT);
+	if (ret)
+		goto err_free;
+	ret = list_fill(ucmd, list, cmd);
+	if (ret)
+		goto err_clear;
+	ret = dmaprobe_object_reserve(s, &list->obj, &list_type);
+	if (ret)
+		goto err_clear;
+	ret = list_map(dev, list);
+	if (ret)
+		goto err_unreserve;
+
+	cmd->id = list->obj.id;
+	cmd->nr_segments = list->sgt.nents;
+	cmd->need_sync = list_need_sync(dev, list);
+	ret = dmaprobe_respond(ucmd);
+	if (ret)
+		goto err_unmap;
+	dmaprobe_object_publish(ucmd, &list->obj);
+	return 0;
+
+err_unmap:
+	list_unmap(dev, list);
+err_unreserve:
+	dmaprobe_object_unreserve(&list->obj);
+err_clear:
+	list_clear(list);
+err_free:
+	kfree(list);
+	return ret;
+}
