@@ -2,8 +2,10 @@
 # The library, static and shared.
 
 LIB_SRCS := \
+	lib/src/alloc.cc \
 	lib/src/buffer.cc \
 	lib/src/device.cc \
+	lib/src/dmabuf.cc \
 	lib/src/engine.cc \
 	lib/src/engines/edu.cc \
 	lib/src/fault.cc \
@@ -11,7 +13,9 @@ LIB_SRCS := \
 	lib/src/iova.cc \
 	lib/src/mapping.cc \
 	lib/src/pci.cc \
+	lib/src/pool.cc \
 	lib/src/session.cc \
+	lib/src/shared.cc \
 	lib/src/translate.cc \
 	lib/src/types.cc
 
