@@ -26,7 +26,7 @@ UNITTEST_SRCS := \
 	selftests/unit_pci.cc \
 	selftests/unit_types.cc
 
-LINK_TESTS = $(CXX) $(CXXFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) -lgmock -lgtest -pthread
+LINK_TESTS = $(CXX) $(CXXFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(LIB_LIBS) -lgmock -lgtest -pthread
 
 $(BUILD)/selftests/dmaprobe-selftest: $(SELFTEST_SRCS:%.cc=$(BUILD)/obj/%.o) $(BUILD)/lib/libdmaprobe.a
 	$(call say,LD,$@)
