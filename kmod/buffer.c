@@ -127,6 +127,7 @@ static void buffer_release(struct dmaprobe_object *obj)
 const struct dmaprobe_object_type dmaprobe_buffer_type = {
 	.release = buffer_release,
 	.memory = true,
+	.stats = offsetof(struct dmaprobe_stats, nr_buffers),
 };
 
 /**

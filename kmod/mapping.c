@@ -62,17 +62,25 @@ static void mapping_release(struct dmaprobe_object *obj)
 
 static const struct dmaprobe_object_type mapping_type = {
 	.release = mapping_release,
+	.stats = offsetof(struct dmaprobe_stats, nr_mappings),
 };
 
 static_assert(offsetof(struct dmaprobe_mapping, obj) == 0);
 
-/*
+/**
+ * dmaprobe_check_reach - check that the kernel can map memory without a WARN
+ * @dd: the device
+ * @phys: the memory
+ * @length: its length
+ *
  * Without a translating IOMMU the kernel's call WARNs about memory beyond the
  * mask when it has no bounce buffer or the bounce buffer lies beyond it as well.
  * Bounce buffers are known to lie below 4 GiB, not where below.
+ *
+ * Return: 0 or -EIO
  */
-static int check_reach(const struct dmaprobe_device *dd, phys_addr_t phys,
-		       size_t length)
+int dmaprobe_check_reach(const struct dmaprobe_device *dd, phys_addr_t phys,
+			 size_t length)
 {
 	struct device *dev = &dd->pdev->dev;
 
@@ -122,7 +130,7 @@ int dmaprobe_op_map(struct dmaprobe_ucmd *ucmd)
 				    cmd->dir, &phys);
 	if (ret)
 		goto err_buffer;
-	ret = check_reach(s->dd, phys, cmd->length);
+	ret = dmaprobe_check_reach(s->dd, phys, cmd->length);
 	if (ret)
 		goto err_buffer;
 	ret = dmaprobe_object_reserve(s, &m->obj, &mapping_type);

@@ -2,7 +2,7 @@
 /*
  * What the files of the module share.
  *
- * A user's call goes main.c (op table) -> one handler in the file of its object
+ * A user's call goes ops.c (op table) -> one handler in the file of its object
  * -> the kernel's DMA API.
  *
  * Lock order:
@@ -34,6 +34,7 @@
 
 struct dmaprobe_object;
 struct dmaprobe_session;
+struct io_uring_cmd;
 struct user_struct;
 
 /* Who may use the device's BARs and its bus mastering. */
@@ -73,6 +74,7 @@ struct dmaprobe_session {
 	struct xarray objects;
 	struct user_struct *user;	/* who is charged; NULL with CAP_IPC_LOCK */
 	atomic_long_t nr_pages;
+	atomic_long_t nr_pinned;	/* pages of user memory */
 	bool enabled;			/* under dmaprobe_device::lock */
 };
 
@@ -85,6 +87,7 @@ struct dmaprobe_ucmd {
 	void *cmd;
 	const struct dmaprobe_run_ids *run;	/* of the run it is in, or NULL */
 	u32 made;		/* id of the object that it made, or 0 */
+	bool nonblock;		/* answer EAGAIN rather than sleep */
 };
 
 /* The ids that the calls of a run have made, for DMAPROBE_RUN_ID(). */
@@ -102,6 +105,7 @@ struct dmaprobe_run_ids {
 struct dmaprobe_object_type {
 	void (*release)(struct dmaprobe_object *obj);
 	bool memory;		/* what others map; torn down after them */
+	u16 stats;		/* offset of its count in struct dmaprobe_stats */
 
 	/*
 	 * What commands do that take objects of several types; absent where a
@@ -169,8 +173,17 @@ bool dmaprobe_buffer_find(const struct dmaprobe_buffer *buf, phys_addr_t phys,
 			  u64 *offset);
 int dmaprobe_mmap(struct file *file, struct vm_area_struct *vma);
 
-/* main.c */
+/* mapping.c */
+int dmaprobe_check_reach(const struct dmaprobe_device *dd, phys_addr_t phys,
+			 size_t length);
+
+/* ops.c */
 int dmaprobe_respond(const struct dmaprobe_ucmd *ucmd);
+int dmaprobe_dispatch(struct dmaprobe_ucmd *ucmd, unsigned int cmd);
+long dmaprobe_ioctl(struct file *file, unsigned int cmd, unsigned long arg);
+int dmaprobe_uring_cmd(struct io_uring_cmd *ioucmd, unsigned int issue_flags);
+
+/* main.c */
 struct dmaprobe_device *dmaprobe_device_create(struct pci_dev *pdev);
 int dmaprobe_device_add(struct dmaprobe_device *dd);
 void dmaprobe_device_unplug(struct dmaprobe_device *dd);
