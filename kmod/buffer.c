@@ -97,6 +97,7 @@ const struct dmaprobe_object_type dmaprobe_buffer_type = {
 	.memory = true,
 	.has_pages = true,
 	.mmap = buffer_mmap,
+	.stats = offsetof(struct dmaprobe_stats, nr_buffers),
 };
 
 /**

@@ -101,6 +101,7 @@ static void iova_release(struct dmaprobe_object *obj)
 
 static const struct dmaprobe_object_type iova_type = {
 	.release = iova_release,
+	.stats = offsetof(struct dmaprobe_stats, nr_iovas),
 };
 
 /* Look an IOVA space up and lock it. */

@@ -1,18 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The character device, its sessions, and the op table that every call of a user
- * goes through.
+ * The character device and its sessions.
  */
 #include <linux/capability.h>
 #include <linux/cred.h>
 #include <linux/fs.h>
 #include <linux/idr.h>
 #include <linux/module.h>
-#include <linux/nospec.h>
 #include <linux/pm_runtime.h>
 #include <linux/sched/user.h>
 #include <linux/slab.h>
-#include <linux/uaccess.h>
 
 #include "compat.h"
 #include "private.h"
@@ -21,208 +18,6 @@
 
 static dev_t dmaprobe_devt;
 static DEFINE_IDA(dmaprobe_minors);
-
-/* Memory on the stack for the struct of any op. */
-union dmaprobe_cmd_buffer {
-	struct dmaprobe_version version;
-	struct dmaprobe_call call;
-	struct dmaprobe_limits limits;
-	struct dmaprobe_domain domain;
-	struct dmaprobe_set_mask set_mask;
-	struct dmaprobe_enable enable;
-	struct dmaprobe_buffer_alloc buffer_alloc;
-	struct dmaprobe_buffer_free buffer_free;
-	struct dmaprobe_map map;
-	struct dmaprobe_unmap unmap;
-	struct dmaprobe_sync sync;
-	struct dmaprobe_iova_alloc iova_alloc;
-	struct dmaprobe_iova_free iova_free;
-	struct dmaprobe_iova_link iova_link;
-	struct dmaprobe_iova_sync iova_sync;
-	struct dmaprobe_iova_unlink iova_unlink;
-	struct dmaprobe_iova_destroy iova_destroy;
-	struct dmaprobe_iova_state iova_state;
-	struct dmaprobe_translate translate;
-	struct dmaprobe_nop nop;
-	struct dmaprobe_stats stats;
-	struct dmaprobe_run run;
-	struct dmaprobe_bench bench;
-	struct dmaprobe_set_segments set_segments;
-	struct dmaprobe_buffer_pin buffer_pin;
-	struct dmaprobe_copy copy;
-	struct dmaprobe_map_sg map_sg;
-	struct dmaprobe_map_resource map_resource;
-	struct dmaprobe_map_dmabuf map_dmabuf;
-	struct dmaprobe_segments segments;
-	struct dmaprobe_alloc alloc;
-	struct dmaprobe_alloc_free alloc_free;
-	struct dmaprobe_sgtable sgtable;
-	struct dmaprobe_export export;
-	struct dmaprobe_pool_create pool_create;
-	struct dmaprobe_pool_destroy pool_destroy;
-	struct dmaprobe_pool_alloc pool_alloc;
-	struct dmaprobe_pool_free pool_free;
-};
-
-struct dmaprobe_op {
-	unsigned int cmd;
-	u32 size;
-	u32 min_size;
-	u32 flags;		/* those that the op knows */
-	bool exclusive;		/* runs alone on its device */
-	int (*execute)(struct dmaprobe_ucmd *ucmd);
-};
-
-#define OP(_cmd, _fn, _struct, _last, ...)				\
-	[_IOC_NR(_cmd)] = {						\
-		.cmd = _cmd,						\
-		.size = sizeof(struct _struct) +			\
-			BUILD_BUG_ON_ZERO(sizeof(union dmaprobe_cmd_buffer) < \
-					  sizeof(struct _struct)) +	\
-			BUILD_BUG_ON_ZERO(offsetof(struct _struct, size) != 0) + \
-			BUILD_BUG_ON_ZERO(offsetof(struct _struct, flags) != 4), \
-		.min_size = offsetofend(struct _struct, _last),		\
-		.execute = _fn,						\
-		__VA_ARGS__						\
-	}
-
-static const struct dmaprobe_op dmaprobe_ops[] = {
-	OP(DMAPROBE_VERSION, dmaprobe_op_version, dmaprobe_version, nr_calls),
-	OP(DMAPROBE_CALL, dmaprobe_op_call, dmaprobe_call, detail),
-	OP(DMAPROBE_LIMITS, dmaprobe_op_limits, dmaprobe_limits,
-	   min_align_mask),
-	OP(DMAPROBE_DOMAIN, dmaprobe_op_domain, dmaprobe_domain, driver),
-	OP(DMAPROBE_SET_MASK, dmaprobe_op_set_mask, dmaprobe_set_mask, mask,
-	   .flags = DMAPROBE_SET_MASK_STREAMING | DMAPROBE_SET_MASK_COHERENT,
-	   .exclusive = true),
-	OP(DMAPROBE_ENABLE, dmaprobe_op_enable, dmaprobe_enable, __reserved),
-	OP(DMAPROBE_BUFFER_ALLOC, dmaprobe_op_buffer_alloc,
-	   dmaprobe_buffer_alloc, mmap_offset,
-	   .flags = DMAPROBE_BUFFER_NODE),
-	OP(DMAPROBE_BUFFER_FREE, dmaprobe_op_buffer_free, dmaprobe_buffer_free,
-	   __reserved),
-	OP(DMAPROBE_MAP, dmaprobe_op_map, dmaprobe_map, __reserved),
-	OP(DMAPROBE_UNMAP, dmaprobe_op_unmap, dmaprobe_unmap, __reserved),
-	OP(DMAPROBE_SYNC, dmaprobe_op_sync, dmaprobe_sync, length),
-	OP(DMAPROBE_IOVA_ALLOC, dmaprobe_op_iova_alloc, dmaprobe_iova_alloc,
-	   addr),
-	OP(DMAPROBE_IOVA_FREE, dmaprobe_op_iova_free, dmaprobe_iova_free,
-	   __reserved),
-	OP(DMAPROBE_IOVA_LINK, dmaprobe_op_iova_link, dmaprobe_iova_link,
-	   attrs),
-	OP(DMAPROBE_IOVA_SYNC, dmaprobe_op_iova_sync, dmaprobe_iova_sync,
-	   length),
-	OP(DMAPROBE_IOVA_UNLINK, dmaprobe_op_iova_unlink, dmaprobe_iova_unlink,
-	   attrs),
-	OP(DMAPROBE_IOVA_DESTROY, dmaprobe_op_iova_destroy,
-	   dmaprobe_iova_destroy, attrs),
-	OP(DMAPROBE_IOVA_STATE, dmaprobe_op_iova_state, dmaprobe_iova_state,
-	   bounced),
-	OP(DMAPROBE_TRANSLATE, dmaprobe_op_translate, dmaprobe_translate,
-	   translated, .flags = DMAPROBE_TRANSLATE_PHYS),
-	OP(DMAPROBE_NOP, dmaprobe_op_nop, dmaprobe_nop, flags),
-	OP(DMAPROBE_STATS, dmaprobe_op_stats, dmaprobe_stats, pinned),
-	OP(DMAPROBE_RUN, dmaprobe_op_run, dmaprobe_run, ops,
-	   .flags = DMAPROBE_RUN_CONTINUE),
-	OP(DMAPROBE_BENCH, dmaprobe_op_bench, dmaprobe_bench, ns),
-	OP(DMAPROBE_SET_SEGMENTS, dmaprobe_op_set_segments,
-	   dmaprobe_set_segments, segment_boundary_mask,
-	   .flags = DMAPROBE_SET_SEGMENTS_MAX_SIZE |
-		    DMAPROBE_SET_SEGMENTS_BOUNDARY |
-		    DMAPROBE_SET_SEGMENTS_MIN_ALIGN,
-	   .exclusive = true),
-	OP(DMAPROBE_BUFFER_PIN, dmaprobe_op_buffer_pin, dmaprobe_buffer_pin,
-	   __reserved, .flags = DMAPROBE_BUFFER_PIN_READ_ONLY),
-	OP(DMAPROBE_COPY, dmaprobe_op_copy, dmaprobe_copy, addr),
-	OP(DMAPROBE_MAP_SG, dmaprobe_op_map_sg, dmaprobe_map_sg, need_sync),
-	OP(DMAPROBE_MAP_RESOURCE, dmaprobe_op_map_resource,
-	   dmaprobe_map_resource, dma_addr),
-	OP(DMAPROBE_MAP_DMABUF, dmaprobe_op_map_dmabuf, dmaprobe_map_dmabuf,
-	   length),
-	OP(DMAPROBE_SEGMENTS, dmaprobe_op_segments, dmaprobe_segments, segments),
-	OP(DMAPROBE_ALLOC, dmaprobe_op_alloc, dmaprobe_alloc, mmap_offset),
-	OP(DMAPROBE_ALLOC_FREE, dmaprobe_op_alloc_free, dmaprobe_alloc_free,
-	   __reserved),
-	OP(DMAPROBE_SGTABLE, dmaprobe_op_sgtable, dmaprobe_sgtable, entries,
-	   .flags = DMAPROBE_SGTABLE_PHYS),
-	OP(DMAPROBE_EXPORT, dmaprobe_op_export, dmaprobe_export, fd),
-	OP(DMAPROBE_POOL_CREATE, dmaprobe_op_pool_create, dmaprobe_pool_create,
-	   __reserved),
-	OP(DMAPROBE_POOL_DESTROY, dmaprobe_op_pool_destroy,
-	   dmaprobe_pool_destroy, __reserved),
-	OP(DMAPROBE_POOL_ALLOC, dmaprobe_op_pool_alloc, dmaprobe_pool_alloc,
-	   dma_addr),
-	OP(DMAPROBE_POOL_FREE, dmaprobe_op_pool_free, dmaprobe_pool_free,
-	   __reserved),
-};
-
-/**
- * dmaprobe_respond - write an op's struct back
- * @ucmd: the call
- *
- * Ops that create something respond before they publish it, so that a fault
- * leaves nothing behind.
- *
- * Return: 0 or -EFAULT
- */
-int dmaprobe_respond(const struct dmaprobe_ucmd *ucmd)
-{
-	return copy_struct_to_user(ucmd->ubuffer, ucmd->user_size, ucmd->cmd,
-				   ucmd->size, NULL);
-}
-
-static int execute(const struct dmaprobe_op *op, struct dmaprobe_ucmd *ucmd)
-{
-	if (!ucmd->session->dd->pdev)
-		return -ENODEV;
-	return op->execute(ucmd);
-}
-
-/* The one way from a front (ioctl is one) to a handler. */
-static int dispatch(struct dmaprobe_session *s, unsigned int cmd,
-		    void __user *ubuffer)
-{
-	struct dmaprobe_ucmd ucmd = { .session = s, .ubuffer = ubuffer };
-	struct dmaprobe_device *dd = s->dd;
-	union dmaprobe_cmd_buffer buf;
-	const struct dmaprobe_op *op;
-	unsigned int nr = _IOC_NR(cmd);
-	int ret;
-
-	if (nr >= ARRAY_SIZE(dmaprobe_ops))
-		return -ENOTTY;
-	op = &dmaprobe_ops[array_index_nospec(nr, ARRAY_SIZE(dmaprobe_ops))];
-	if (op->cmd != cmd)
-		return -ENOTTY;
-
-	if (get_user(ucmd.user_size, (u32 __user *)ubuffer))
-		return -EFAULT;
-	if (ucmd.user_size < op->min_size)
-		return -EINVAL;
-	if (ucmd.user_size > PAGE_SIZE)
-		return -E2BIG;
-	ucmd.cmd = &buf;
-	ucmd.size = op->size;
-	ret = copy_struct_from_user(&buf, op->size, ubuffer, ucmd.user_size);
-	if (ret)
-		return ret;
-	/* Every struct begins like this one. */
-	if (buf.version.flags & ~op->flags)
-		return -EOPNOTSUPP;
-
-	if (op->exclusive) {
-		guard(rwsem_write)(&dd->unplug_lock);
-		return execute(op, &ucmd);
-	}
-	guard(rwsem_read)(&dd->unplug_lock);
-	return execute(op, &ucmd);
-}
-
-static long dmaprobe_ioctl(struct file *file, unsigned int cmd,
-			   unsigned long arg)
-{
-	return dispatch(file->private_data, cmd, (void __user *)arg);
-}
 
 /*
  * Give the device the limits it was bound with. Setting masks also lets the DMA core
@@ -319,6 +114,7 @@ static const struct file_operations dmaprobe_fops = {
 	.release = dmaprobe_release,
 	.unlocked_ioctl = dmaprobe_ioctl,
 	.compat_ioctl = compat_ptr_ioctl,
+	.uring_cmd = dmaprobe_uring_cmd,
 	.mmap = dmaprobe_mmap,
 };
 

@@ -110,6 +110,7 @@ static int mapping_segments(struct dmaprobe_object *obj,
 static const struct dmaprobe_object_type mapping_type = {
 	.release = mapping_release,
 	.mapping = true,
+	.stats = offsetof(struct dmaprobe_stats, nr_mappings),
 	.sync = mapping_sync,
 	.segments = mapping_segments,
 };

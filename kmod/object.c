@@ -5,6 +5,7 @@
  * An id is reserved before the object does anything that must be undone, and
  * published when nothing can fail any more; in between it cannot be looked up.
  */
+#include <linux/rcupdate_wait.h>
 #include <linux/slab.h>
 
 #include "private.h"
@@ -157,4 +158,29 @@ void dmaprobe_objects_teardown(struct dmaprobe_session *s)
 	teardown(s, false);
 	teardown(s, true);
 	WARN_ON(!xa_empty(&s->objects));
+}
+
+int dmaprobe_op_stats(struct dmaprobe_ucmd *ucmd)
+{
+	struct dmaprobe_stats *cmd = ucmd->cmd;
+	struct dmaprobe_session *s = ucmd->session;
+	XA_STATE(xas, &s->objects, 0);
+	struct dmaprobe_object *obj;
+
+	memset_after(cmd, 0, flags);
+	cmd->charged = (u64)atomic_long_read(&s->nr_pages) << PAGE_SHIFT;
+	cmd->pinned = (u64)atomic_long_read(&s->nr_pinned) << PAGE_SHIFT;
+
+	rcu_read_lock();
+	xas_for_each(&xas, obj, ULONG_MAX) {
+		if (xas_retry(&xas, obj))
+			continue;
+		++*(u32 *)((void *)cmd + obj->type->stats);
+		if (need_resched()) {
+			xas_pause(&xas);
+			cond_resched_rcu();
+		}
+	}
+	rcu_read_unlock();
+	return dmaprobe_respond(ucmd);
 }

@@ -2,7 +2,7 @@
 /*
  * What the files of the module share.
  *
- * A user's call goes main.c (op table) -> one handler in the file of its object
+ * A user's call goes ops.c (op table) -> one handler in the file of its object
  * -> the kernel's DMA API.
  *
  * Lock order:
@@ -35,6 +35,7 @@
 struct dmaprobe_object;
 struct dmaprobe_session;
 struct scatterlist;
+struct io_uring_cmd;
 struct user_struct;
 
 /* Who may use the device's BARs and its bus mastering. */
@@ -90,6 +91,7 @@ struct dmaprobe_ucmd {
 	void *cmd;
 	const struct dmaprobe_run_ids *run;	/* of the run it is in, or NULL */
 	u32 made;		/* id of the object that it made, or 0 */
+	bool nonblock;		/* answer EAGAIN rather than sleep */
 };
 
 /* The ids that the calls of a run have made, for DMAPROBE_RUN_ID(). */
@@ -109,6 +111,7 @@ struct dmaprobe_object_type {
 	bool memory;		/* what others map; torn down after them */
 	bool mapping;		/* what DMAPROBE_UNMAP takes */
 	bool has_pages;		/* is a struct dmaprobe_memory */
+	u16 stats;		/* offset of its count in struct dmaprobe_stats */
 
 	/*
 	 * What commands do that take objects of several types; absent where a
@@ -233,8 +236,13 @@ int dmaprobe_segments_sg(struct dmaprobe_segments *cmd,
 int dmaprobe_segments_one(struct dmaprobe_segments *cmd, dma_addr_t addr,
 			  size_t length);
 
-/* main.c */
+/* ops.c */
 int dmaprobe_respond(const struct dmaprobe_ucmd *ucmd);
+int dmaprobe_dispatch(struct dmaprobe_ucmd *ucmd, unsigned int cmd);
+long dmaprobe_ioctl(struct file *file, unsigned int cmd, unsigned long arg);
+int dmaprobe_uring_cmd(struct io_uring_cmd *ioucmd, unsigned int issue_flags);
+
+/* main.c */
 struct dmaprobe_device *dmaprobe_device_create(struct pci_dev *pdev);
 int dmaprobe_device_add(struct dmaprobe_device *dd);
 void dmaprobe_device_unplug(struct dmaprobe_device *dd);

@@ -109,6 +109,7 @@ static int list_segments(struct dmaprobe_object *obj,
 static const struct dmaprobe_object_type list_type = {
 	.release = list_release,
 	.mapping = true,
+	.stats = offsetof(struct dmaprobe_stats, nr_mappings),
 	.sync = list_sync,
 	.segments = list_segments,
 };

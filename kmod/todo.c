@@ -5,10 +5,6 @@
 #define TODO(name) \
 	int dmaprobe_op_##name(struct dmaprobe_ucmd *ucmd) { return -EOPNOTSUPP; }
 
-TODO(nop)
-TODO(stats)
-TODO(run)
-TODO(bench)
 TODO(buffer_pin)
 TODO(map_dmabuf)
 TODO(alloc)

@@ -2,8 +2,12 @@
 # The library, static and shared.
 
 LIB_SRCS := \
+	lib/src/alloc.cc \
+	lib/src/batch.cc \
 	lib/src/buffer.cc \
+	lib/src/calls.cc \
 	lib/src/device.cc \
+	lib/src/dmabuf.cc \
 	lib/src/engine.cc \
 	lib/src/engines/edu.cc \
 	lib/src/fault.cc \
@@ -11,9 +15,16 @@ LIB_SRCS := \
 	lib/src/iova.cc \
 	lib/src/mapping.cc \
 	lib/src/pci.cc \
+	lib/src/pool.cc \
+	lib/src/ring.cc \
+	lib/src/run.cc \
 	lib/src/session.cc \
+	lib/src/shared.cc \
 	lib/src/translate.cc \
 	lib/src/types.cc
+
+# What else a program links that links the library statically.
+LIB_LIBS := -luring
 
 LIB_HEADERS := $(wildcard lib/include/dmaprobe/*.h)
 LIB_OBJS := $(LIB_SRCS:%.cc=$(BUILD)/obj/%.o)
@@ -27,7 +38,7 @@ $(BUILD)/lib/libdmaprobe.a: $(LIB_OBJS)
 $(BUILD)/lib/libdmaprobe.so.0: $(LIB_PIC_OBJS)
 	$(call say,LD,$@)
 	@mkdir -p $(@D)
-	$(Q)$(CXX) $(CXXFLAGS) $(filter-out -static,$(LDFLAGS)) -shared -Wl,-soname,libdmaprobe.so.0 -o $@ $^
+	$(Q)$(CXX) $(CXXFLAGS) $(filter-out -static,$(LDFLAGS)) -shared -Wl,-soname,libdmaprobe.so.0 -o $@ $^ $(LIB_LIBS)
 
 # Each public header must compile alone.
 $(BUILD)/lib/headers.ok: $(LIB_HEADERS) uapi/linux/dmaprobe.h

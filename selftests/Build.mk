@@ -13,7 +13,8 @@ SELFTEST_SRCS := \
 	selftests/main.cc \
 	selftests/mapping.cc \
 	selftests/system.cc \
-	selftests/tool.cc
+	selftests/tool.cc \
+	selftests/uring.cc
 
 UNITTEST_SRCS := \
 	selftests/fixture.cc \
@@ -24,9 +25,10 @@ UNITTEST_SRCS := \
 	selftests/unit_fault.cc \
 	selftests/unit_ktap.cc \
 	selftests/unit_pci.cc \
-	selftests/unit_types.cc
+	selftests/unit_types.cc \
+	selftests/uring.cc
 
-LINK_TESTS = $(CXX) $(CXXFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) -lgmock -lgtest -pthread
+LINK_TESTS = $(CXX) $(CXXFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(LIB_LIBS) -lgmock -lgtest -pthread
 
 $(BUILD)/selftests/dmaprobe-selftest: $(SELFTEST_SRCS:%.cc=$(BUILD)/obj/%.o) $(BUILD)/lib/libdmaprobe.a
 	$(call say,LD,$@)

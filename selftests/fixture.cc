@@ -2,6 +2,8 @@
 
 #include "fixture.h"
 
+#include "uring.h"
+
 #include <algorithm>
 #include <bit>
 #include <cerrno>
@@ -12,6 +14,7 @@
 #include <format>
 #include <iomanip>
 #include <ostream>
+#include <print>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <thread>
@@ -73,8 +76,85 @@ void Memory::unmap() {
     fence_ = 0;
 }
 
-int submit(int fd, unsigned long command, void* op) {
+namespace {
+
+int by_ioctl(int fd, unsigned long command, void* op) {
     return ioctl(fd, command, op) < 0 ? errno : 0;
+}
+
+// One ring per thread, and a new one in a forked child: the old one is its parent's.
+int by_ring(int fd, unsigned long command, void* op) {
+    static thread_local Uring ring;
+    static thread_local pid_t owner = 0;
+
+    if (owner != getpid()) {
+        ring = Uring(4);
+        owner = getpid();
+    }
+    if (!ring)
+        return ring.error();
+
+    // A request that a worker made holds its file for a moment longer than it
+    // takes to answer. One that is linked to it starts when that has passed, so
+    // that a test that goes on with close() knows whose the last reference is.
+    ring.command(fd, command, op, 1).flags = IOSQE_IO_HARDLINK;
+    ring.nop(2);
+    if (ring.submit() < 0)
+        return EPROTO;
+    Completion first;
+    Completion second;
+    if (!ring.wait(first, std::chrono::minutes(2)) || !ring.wait(second) || first.tag != 1)
+        return EPROTO;
+    return first.result > 0 ? EPROTO : -first.result;
+}
+
+// A run cannot be part of a run.
+int by_run(int fd, unsigned long command, void* op) {
+    if (command == DMAPROBE_RUN)
+        return by_ioctl(fd, command, op);
+
+    dmaprobe_run_op one = {};
+    dmaprobe_run run = {};
+
+    one.cmd = static_cast<uint32_t>(command);
+    one.arg = reinterpret_cast<uintptr_t>(op);
+    run.size = sizeof(run);
+    run.nr_ops = 1;
+    run.ops = reinterpret_cast<uintptr_t>(&one);
+    if (const int err = by_ioctl(fd, DMAPROBE_RUN, &run))
+        return err;
+    return run.done != 1 || one.result > 0 ? EPROTO : -one.result;
+}
+
+struct Transport {
+    std::string_view name;
+    int (*submit)(int fd, unsigned long command, void* op);
+};
+
+constexpr Transport transports[] = {{"ioctl", by_ioctl}, {"ring", by_ring}, {"run", by_run}};
+
+const Transport& transport_in_use() {
+    static const Transport& chosen = [] -> const Transport& {
+        const std::string wanted = env("DMAPROBE_TRANSPORT");
+
+        for (const Transport& t : transports)
+            if (wanted == t.name || wanted.empty())
+                return t;
+        std::println(stderr, "DMAPROBE_TRANSPORT={}: not one of ioctl, ring, run", wanted);
+        exit(2);
+    }();
+
+    return chosen;
+}
+
+} // namespace
+
+std::string_view transport() {
+    return transport_in_use().name;
+}
+
+int submit(int fd, unsigned long command, void* op) {
+    return transport_in_use().submit(fd, command, op);
 }
 
 std::string env(const char* name) {

@@ -95,10 +95,13 @@ private:
 size_t page_size();
 
 /*
- * The one way by which tests reach the module. A second transport is one more
- * implementation of this. 0 or errno.
+ * The one way by which tests reach the module: by ioctl(), by a ring of io_uring, or
+ * by a run of one call, as the environment's DMAPROBE_TRANSPORT (ioctl, ring, run)
+ * says. 0 or errno.
  */
 int submit(int fd, unsigned long command, void* op);
+/* The name of the transport; ends the program when the environment names none. */
+std::string_view transport();
 
 template <class T>
 struct CommandOf;

@@ -2,6 +2,7 @@
 // main() of both test programs: GoogleTest, printed as KTAP, with a deadline for
 // each test.
 
+#include "fixture.h"
 #include "ktap.h"
 
 #include <gmock/gmock.h>
@@ -48,6 +49,7 @@ int main(int argc, char** argv) {
                      program_invocation_short_name, argv[1]);
         return 2;
     }
+    selftest::transport();
     selftest::install_ktap();
     testing::UnitTest::GetInstance()->listeners().Append(new Deadline);
     return RUN_ALL_TESTS();

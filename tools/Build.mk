@@ -12,4 +12,4 @@ TOOL_SRCS := \
 $(BUILD)/bin/dmaprobe: $(TOOL_SRCS:%.cc=$(BUILD)/obj/%.o) $(BUILD)/lib/libdmaprobe.a
 	$(call say,LD,$@)
 	@mkdir -p $(@D)
-	$(Q)$(CXX) $(CXXFLAGS) $(LDFLAGS) -o $@ $^
+	$(Q)$(CXX) $(CXXFLAGS) $(LDFLAGS) -o $@ $^ $(LIB_LIBS)

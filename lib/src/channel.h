@@ -3,20 +3,24 @@
 #pragma once
 
 #include <cerrno>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
 
 #include <dmaprobe/bdf.h>
 #include <dmaprobe/result.h>
+#include <dmaprobe/session.h>
 
 namespace dmaprobe {
 
-/// Every command leaves through call(): another transport (a ring) would take its place here, and
-/// nothing above would change.
+class Ring;
+
+/// Every single command leaves through call(), by ioctl() or by the channel's ring.
 class Channel {
 public:
-    Channel(int fd, Bdf bdf, std::string path) : fd_(fd), bdf_(bdf), path_(std::move(path)) {}
+    /// @param ring the ring to call by, or null for ioctl()
+    Channel(int fd, Bdf bdf, std::string path, std::unique_ptr<Ring> ring);
     Channel(const Channel&) = delete;
     Channel& operator=(const Channel&) = delete;
     ~Channel();
@@ -35,11 +39,14 @@ public:
     [[nodiscard]] int fd() const noexcept { return fd_; }
     [[nodiscard]] const Bdf& bdf() const noexcept { return bdf_; }
     [[nodiscard]] const std::string& path() const noexcept { return path_; }
+    [[nodiscard]] Transport transport() const noexcept { return transport_; }
 
 private:
     int fd_;
     Bdf bdf_;
     std::string path_;
+    Transport transport_;
+    std::unique_ptr<Ring> ring_;
 };
 
 /// Whether an error says that device or session are gone, and with them all objects.

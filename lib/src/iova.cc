@@ -19,13 +19,13 @@ std::unexpected<Error> ended(std::string_view op) {
 }
 
 Result<void> unlink_range(const Channel& channel, std::uint32_t id, Size offset, Size length,
-                          Direction direction, std::uint64_t attrs) {
+                          Direction direction, Attr attrs) {
     dmaprobe_iova_unlink arg{};
     arg.id = id;
     arg.dir = static_cast<std::uint32_t>(direction);
     arg.offset = offset.value();
     arg.length = length.value();
-    arg.attrs = attrs;
+    arg.attrs = static_cast<std::uint64_t>(attrs);
     return channel.call(DMAPROBE_IOVA_UNLINK, "iova_unlink", arg);
 }
 
@@ -94,26 +94,38 @@ void IovaSpace::end() noexcept {
     channel_.reset();
 }
 
+Result<void> IovaSpace::link(std::uint32_t buffer_id, unsigned bar, Size start, const Link& where) {
+    dmaprobe_iova_link arg{};
+    arg.id = id_;
+    arg.buffer_id = buffer_id;
+    arg.dir = static_cast<std::uint32_t>(where.direction);
+    arg.bar = bar;
+    arg.buffer_offset = start.value();
+    arg.offset = where.offset.value();
+    arg.length = where.length.value();
+    arg.attrs = static_cast<std::uint64_t>(where.attrs);
+    auto done = channel_->call(DMAPROBE_IOVA_LINK, "iova_link", arg);
+    if (done)
+        links_.push_back(where);
+    return done;
+}
+
 Result<void> IovaSpace::link(const Buffer& buffer, Size buffer_offset, Size offset, Size length,
-                             Direction direction, std::uint64_t attrs) {
+                             Direction direction, Attr attrs) {
     if (id_ == 0)
         return ended("iova_link");
     if (buffer.id() == 0)
         return std::unexpected(Error{EBADF, "iova_link", "the buffer is closed"});
     if (buffer.channel() != channel_)
         return std::unexpected(Error{ENOENT, "iova_link", "the buffer is another session's"});
-    dmaprobe_iova_link arg{};
-    arg.id = id_;
-    arg.buffer_id = buffer.id();
-    arg.dir = static_cast<std::uint32_t>(direction);
-    arg.buffer_offset = buffer_offset.value();
-    arg.offset = offset.value();
-    arg.length = length.value();
-    arg.attrs = attrs;
-    auto done = channel_->call(DMAPROBE_IOVA_LINK, "iova_link", arg);
-    if (done)
-        links_.push_back({offset, length, direction, attrs});
-    return done;
+    return link(buffer.id(), 0, buffer_offset, {offset, length, direction, attrs});
+}
+
+Result<void> IovaSpace::link_bar(unsigned bar, Size bar_offset, Size offset, Size length,
+                                 Direction direction, Attr attrs) {
+    if (id_ == 0)
+        return ended("iova_link");
+    return link(0, bar, bar_offset, {offset, length, direction, attrs | Attr::mmio});
 }
 
 Result<void> IovaSpace::sync(Size offset, Size length) const {
@@ -126,7 +138,7 @@ Result<void> IovaSpace::sync(Size offset, Size length) const {
     return channel_->call(DMAPROBE_IOVA_SYNC, "iova_sync", arg);
 }
 
-Result<void> IovaSpace::unlink(Size offset, Size length, Direction direction, std::uint64_t attrs) {
+Result<void> IovaSpace::unlink(Size offset, Size length, Direction direction, Attr attrs) {
     if (id_ == 0)
         return ended("iova_unlink");
     auto done = unlink_range(*channel_, id_, offset, length, direction, attrs);
@@ -150,14 +162,14 @@ Result<void> IovaSpace::free() {
     return done;
 }
 
-Result<void> IovaSpace::destroy(Size mapped_len, Direction direction, std::uint64_t attrs) {
+Result<void> IovaSpace::destroy(Size mapped_len, Direction direction, Attr attrs) {
     if (id_ == 0)
         return {};
     dmaprobe_iova_destroy arg{};
     arg.id = id_;
     arg.dir = static_cast<std::uint32_t>(direction);
     arg.mapped_len = mapped_len.value();
-    arg.attrs = attrs;
+    arg.attrs = static_cast<std::uint64_t>(attrs);
     auto done = channel_->call(DMAPROBE_IOVA_DESTROY, "iova_destroy", arg);
     if (done || is_gone(done.error()))
         end();

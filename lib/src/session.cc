@@ -2,9 +2,12 @@
 // The session, and the place where commands leave for the module.
 #include <dmaprobe/session.h>
 
+#include <dmaprobe/buffer.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <format>
+#include <limits>
 #include <span>
 #include <utility>
 
@@ -17,8 +20,13 @@
 #include "best_effort.h"
 #include "channel.h"
 #include "file.h"
+#include "ring.h"
 
 namespace dmaprobe {
+
+Channel::Channel(int fd, Bdf bdf, std::string path, std::unique_ptr<Ring> ring)
+    : fd_(fd), bdf_(bdf), path_(std::move(path)),
+      transport_(ring ? Transport::ring : Transport::ioctl), ring_(std::move(ring)) {}
 
 Channel::~Channel() {
     if (fd_ >= 0)
@@ -28,6 +36,7 @@ Channel::~Channel() {
 Result<void> Channel::close() {
     if (fd_ < 0)
         return {};
+    ring_.reset();
     // Linux closes the file also when close() reports an error, so it is never repeated.
     if (::close(std::exchange(fd_, -1)) != 0)
         return std::unexpected(Error{errno, "close", path_});
@@ -37,9 +46,21 @@ Result<void> Channel::close() {
 Result<void> Channel::call(unsigned long request, std::string_view op, void* arg) const {
     if (fd_ < 0)
         return std::unexpected(Error{EBADF, op, "the session is closed"});
+    if (ring_)
+        return ring_->call(fd_, request, op, arg);
     if (::ioctl(fd_, request, arg) < 0)
         return std::unexpected(Error{errno, op, {}});
     return {};
+}
+
+std::string_view to_string(Transport transport) noexcept {
+    switch (transport) {
+    case Transport::ioctl:
+        return "ioctl";
+    case Transport::ring:
+        return "ring";
+    }
+    return "unknown";
 }
 
 namespace {
@@ -89,27 +110,34 @@ Session::~Session() {
         best_effort(channel_->close());
 }
 
-Result<Session> Session::open(const Bdf& bdf) {
-    return open_path(std::string(node_dir) + bdf.to_string());
+Result<Session> Session::open(const Bdf& bdf, const SessionOptions& options) {
+    return open_path(std::string(node_dir) + bdf.to_string(), options);
 }
 
-Result<Session> Session::open(std::string_view bdf) {
+Result<Session> Session::open(std::string_view bdf, const SessionOptions& options) {
     auto parsed = Bdf::parse(bdf);
     if (!parsed)
         return std::unexpected(std::move(parsed.error()));
-    return open(*parsed);
+    return open(*parsed, options);
 }
 
-Result<Session> Session::open_path(const std::string& path) {
+Result<Session> Session::open_path(const std::string& path, const SessionOptions& options) {
     const auto bdf = Bdf::parse(std::string_view(path).substr(path.rfind('/') + 1));
     if (!bdf)
         return std::unexpected(bdf.error());
-    const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
-    if (fd < 0) {
+    file::Fd fd(::open(path.c_str(), O_RDWR | O_CLOEXEC));
+    if (!fd) {
         const int code = errno;
         return std::unexpected(Error{code, "open", explain_open(code, *bdf, path)});
     }
-    return Session(std::make_shared<Channel>(fd, *bdf, path));
+    std::unique_ptr<Ring> ring;
+    if (options.transport == Transport::ring) {
+        auto made = Ring::shared();
+        if (!made)
+            return std::unexpected(std::move(made.error()));
+        ring = std::move(*made);
+    }
+    return Session(std::make_shared<Channel>(fd.release(), *bdf, path, std::move(ring)));
 }
 
 Result<void> Session::close() {
@@ -128,6 +156,10 @@ const std::string& Session::path() const noexcept {
 
 int Session::fd() const noexcept {
     return channel_ ? channel_->fd() : -1;
+}
+
+Transport Session::transport() const noexcept {
+    return channel_ ? channel_->transport() : Transport::ioctl;
 }
 
 Result<void> Session::call(unsigned long request, std::string_view op, void* arg) const {
@@ -189,6 +221,7 @@ Result<Limits> Session::limits() const {
     limits.need_unmap = (arg.props & DMAPROBE_DEVICE_NEED_UNMAP) != 0;
     limits.addressing_limited = (arg.props & DMAPROBE_DEVICE_ADDRESSING_LIMITED) != 0;
     limits.iommu = (arg.props & DMAPROBE_DEVICE_IOMMU) != 0;
+    limits.can_mmap = (arg.props & DMAPROBE_DEVICE_CAN_MMAP) != 0;
     limits.max_segment_size = Size(arg.max_segment_size);
     limits.dma_mask = arg.dma_mask;
     limits.coherent_dma_mask = arg.coherent_dma_mask;
@@ -199,6 +232,7 @@ Result<Limits> Session::limits() const {
     limits.merge_boundary = arg.merge_boundary;
     limits.segment_boundary_mask = arg.segment_boundary_mask;
     limits.min_align_mask = arg.min_align_mask;
+    limits.cache_alignment = Size(arg.cache_alignment);
     return limits;
 }
 
@@ -235,6 +269,66 @@ Result<void> Session::set_mask(std::uint64_t mask, Mask which) const {
     arg.flags = static_cast<std::uint32_t>(which);
     arg.mask = mask;
     return call(DMAPROBE_SET_MASK, "set_mask", arg);
+}
+
+Result<void> Session::set_segments(const SegmentLimits& limits) const {
+    dmaprobe_set_segments arg{};
+    if (limits.max_size) {
+        if (limits.max_size->value() > std::numeric_limits<std::uint32_t>::max())
+            return std::unexpected(Error{EINVAL, "set_segments", "the size takes 32 bits"});
+        arg.flags |= DMAPROBE_SET_SEGMENTS_MAX_SIZE;
+        arg.max_segment_size = static_cast<std::uint32_t>(limits.max_size->value());
+    }
+    if (limits.boundary_mask) {
+        arg.flags |= DMAPROBE_SET_SEGMENTS_BOUNDARY;
+        arg.segment_boundary_mask = *limits.boundary_mask;
+    }
+    if (limits.min_align_mask) {
+        arg.flags |= DMAPROBE_SET_SEGMENTS_MIN_ALIGN;
+        arg.min_align_mask = *limits.min_align_mask;
+    }
+    return call(DMAPROBE_SET_SEGMENTS, "set_segments", arg);
+}
+
+Result<Stats> Session::stats() const {
+    dmaprobe_stats arg{};
+    if (auto done = call(DMAPROBE_STATS, "stats", arg); !done)
+        return std::unexpected(std::move(done.error()));
+    return Stats{arg.nr_buffers, arg.nr_mappings, arg.nr_iovas,      arg.nr_allocs,
+                 arg.nr_pools,   arg.nr_blocks,   Size(arg.charged), Size(arg.pinned)};
+}
+
+Result<void> Session::nop() const {
+    dmaprobe_nop arg{};
+    return call(DMAPROBE_NOP, "nop", arg);
+}
+
+namespace {
+
+Result<std::chrono::nanoseconds> bench(const Session& session, std::uint32_t kind,
+                                       std::uint32_t buffer_id, std::uint64_t rounds) {
+    dmaprobe_bench arg{};
+    arg.kind = kind;
+    arg.buffer_id = buffer_id;
+    arg.count = rounds;
+    if (auto done = session.call(DMAPROBE_BENCH, "bench", arg); !done)
+        return std::unexpected(std::move(done.error()));
+    return std::chrono::nanoseconds(arg.ns);
+}
+
+} // namespace
+
+Result<std::chrono::nanoseconds> Session::bench_nop(std::uint64_t rounds) const {
+    return bench(*this, DMAPROBE_BENCH_NOP, 0, rounds);
+}
+
+Result<std::chrono::nanoseconds> Session::bench_map(const Buffer& buffer,
+                                                    std::uint64_t rounds) const {
+    if (buffer.id() == 0)
+        return std::unexpected(Error{EBADF, "bench", "the buffer is closed"});
+    if (buffer.channel() != channel_)
+        return std::unexpected(Error{ENOENT, "bench", "the buffer is another session's"});
+    return bench(*this, DMAPROBE_BENCH_MAP_PAGE, buffer.id(), rounds);
 }
 
 Result<void> Session::enable(bool on) const {

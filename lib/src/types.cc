@@ -5,11 +5,15 @@
 #include <dmaprobe/result.h>
 #include <dmaprobe/types.h>
 
+#include <array>
 #include <cerrno>
 #include <charconv>
 #include <cstring>
 #include <format>
 #include <ostream>
+#include <utility>
+
+#include <linux/dmaprobe.h>
 
 namespace dmaprobe {
 
@@ -43,6 +47,57 @@ std::string_view to_string(Direction direction) noexcept {
     return "unknown";
 }
 
+namespace {
+
+using AttrName = std::pair<Attr, std::string_view>;
+
+constexpr std::array attr_names{
+    AttrName{Attr::weak_ordering, "weak_ordering"},
+    AttrName{Attr::write_combine, "write_combine"},
+    AttrName{Attr::no_kernel_mapping, "no_kernel_mapping"},
+    AttrName{Attr::skip_cpu_sync, "skip_cpu_sync"},
+    AttrName{Attr::force_contiguous, "force_contiguous"},
+    AttrName{Attr::single_pages, "single_pages"},
+    AttrName{Attr::no_warn, "no_warn"},
+    AttrName{Attr::privileged, "privileged"},
+    AttrName{Attr::mmio, "mmio"},
+    AttrName{Attr::require_coherent, "require_coherent"},
+};
+
+constexpr bool is(Attr attr, std::uint64_t abi) {
+    return static_cast<std::uint64_t>(attr) == abi;
+}
+
+static_assert(is(Attr::weak_ordering, DMAPROBE_ATTR_WEAK_ORDERING));
+static_assert(is(Attr::write_combine, DMAPROBE_ATTR_WRITE_COMBINE));
+static_assert(is(Attr::no_kernel_mapping, DMAPROBE_ATTR_NO_KERNEL_MAPPING));
+static_assert(is(Attr::skip_cpu_sync, DMAPROBE_ATTR_SKIP_CPU_SYNC));
+static_assert(is(Attr::force_contiguous, DMAPROBE_ATTR_FORCE_CONTIGUOUS));
+static_assert(is(Attr::single_pages, DMAPROBE_ATTR_ALLOC_SINGLE_PAGES));
+static_assert(is(Attr::no_warn, DMAPROBE_ATTR_NO_WARN));
+static_assert(is(Attr::privileged, DMAPROBE_ATTR_PRIVILEGED));
+static_assert(is(Attr::mmio, DMAPROBE_ATTR_MMIO));
+static_assert(is(Attr::require_coherent, DMAPROBE_ATTR_REQUIRE_COHERENT));
+
+} // namespace
+
+std::string to_string(Attr attrs) {
+    auto left = static_cast<std::uint64_t>(attrs);
+    std::string text;
+    const auto append = [&text](std::string_view word) {
+        text.append(text.empty() ? "" : "|").append(word);
+    };
+    for (const auto& [attr, name] : attr_names) {
+        if (!has(attrs, attr))
+            continue;
+        append(name);
+        left &= ~static_cast<std::uint64_t>(attr);
+    }
+    if (left != 0)
+        append(std::format("{:#x}", left));
+    return text.empty() ? "none" : text;
+}
+
 std::string to_string(Size size) {
     return std::to_string(size.value());
 }
@@ -55,6 +110,9 @@ std::string to_string(Phys phys) {
 
 std::ostream& operator<<(std::ostream& out, Direction direction) {
     return out << to_string(direction);
+}
+std::ostream& operator<<(std::ostream& out, Attr attrs) {
+    return out << to_string(attrs);
 }
 std::ostream& operator<<(std::ostream& out, Size size) {
     return out << to_string(size);

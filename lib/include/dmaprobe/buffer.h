@@ -5,7 +5,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
+#include <string_view>
 
 #include <dmaprobe/result.h>
 #include <dmaprobe/session.h>
@@ -16,10 +18,28 @@ namespace dmaprobe {
 /// How a buffer lies in physical memory; `enum dmaprobe_buffer_kind`.
 enum class BufferKind : std::uint32_t {
     contiguous = 0, ///< one physically contiguous range
-    scattered = 1,  ///< single pages, none followed by its physical neighbour
+    scattered = 1,  ///< pieces of 2^order pages, none followed by its physical neighbour
+    kmalloc = 2,    ///< memory from kmalloc(), at any place of its page, as small objects lie
+    pinned = ~0U,   ///< the program's own memory; made by Buffer::pin() only
 };
 
-/// Zeroed kernel memory, mapped into the program; DMAPROBE_BUFFER_ALLOC.
+/// "contiguous", "scattered", "kmalloc", "pinned"; "unknown" for another value.
+[[nodiscard]] std::string_view to_string(BufferKind kind) noexcept;
+
+/// Where a buffer's memory is to come from.
+struct BufferOptions {
+    /// The pieces of a scattered buffer are 2^order pages; 9 makes them 2 MiB on x86. The length is
+    /// a multiple of the pieces' size then. 0 for the other kinds.
+    std::uint32_t order = 0;
+    /// The NUMA node it must come from; without one, any.
+    std::optional<std::uint32_t> node = std::nullopt;
+    /// Where in its page a kmalloc buffer starts: a multiple of 8 below the page size. 0 for the
+    /// other kinds.
+    Size offset = Size();
+};
+
+/// Memory to map for DMA: zeroed kernel memory, mapped into the program (DMAPROBE_BUFFER_ALLOC), or
+/// memory that the program has (DMAPROBE_BUFFER_PIN).
 ///
 /// Freed by close() or, as far as that is possible, by the destructor: a buffer that is still
 /// mapped for DMA or linked stays with the session until that closes.
@@ -27,26 +47,49 @@ class Buffer {
 public:
     /// Allocate memory and map it into the program.
     ///
-    /// @param length bytes, a multiple of the CPU's page size, at most 1 GiB; contiguous buffers
-    /// are
-    ///        bounded by the page allocator (4 MiB on x86)
-    /// EINVAL: a bad length or kind. ENOMEM: no memory, or a limit (RLIMIT_MEMLOCK, the module's
-    /// session_max_mib).
-    [[nodiscard]] static Result<Buffer> alloc(const Session& session, BufferKind kind, Size length);
+    /// @param length bytes, at most 1 GiB, and but for kmalloc a multiple of the CPU's page size
+    ///        (of the pieces' size for a scattered buffer). A contiguous buffer is bounded by the
+    ///        page allocator (4 MiB on x86), a kmalloc buffer by 64 KiB.
+    /// EINVAL: a bad length, kind or option, or no such node. ENOMEM: no memory, or a limit
+    /// (RLIMIT_MEMLOCK, the module's session_max_mib).
+    [[nodiscard]] static Result<Buffer> alloc(const Session& session, BufferKind kind, Size length,
+                                              const BufferOptions& options = {});
     /// Allocate one physically contiguous range.
     [[nodiscard]] static Result<Buffer> contiguous(const Session& session, Size length) {
         return alloc(session, BufferKind::contiguous, length);
     }
-    /// Allocate single pages that are not neighbours.
-    [[nodiscard]] static Result<Buffer> scattered(const Session& session, Size length) {
-        return alloc(session, BufferKind::scattered, length);
+    /// Allocate pieces of 2^order pages that are not neighbours.
+    [[nodiscard]] static Result<Buffer> scattered(const Session& session, Size length,
+                                                  std::uint32_t order = 0) {
+        return alloc(session, BufferKind::scattered, length, {.order = order});
     }
+    /// Allocate with kmalloc(), at this place of a page. The program reaches it by read() and
+    /// write() only.
+    [[nodiscard]] static Result<Buffer> kmalloc(const Session& session, Size length,
+                                                Size offset = Size()) {
+        return alloc(session, BufferKind::kmalloc, length, {.offset = offset});
+    }
+
+    /// Make a buffer of the program's own memory, at any byte: anonymous, huge pages, shared
+    /// memory. Its pages stay pinned (pin_user_pages_fast(), FOLL_LONGTERM) until the buffer is
+    /// freed or the session ends, whatever becomes of the program's mapping of them. The memory
+    /// stays the program's to unmap.
+    ///
+    /// EINVAL: no bytes, or more than 1 GiB. EFAULT: the memory is not there, may not be written,
+    /// or is of a kind that the kernel does not pin for long (files of most file systems). ENOMEM:
+    /// no memory, or a limit.
+    [[nodiscard]] static Result<Buffer> pin(const Session& session, std::span<std::byte> memory);
+    /// The same with memory that the program need not be allowed to write. It can be mapped with
+    /// Direction::to_device only (otherwise EACCES), and bytes() gives none of it.
+    [[nodiscard]] static Result<Buffer> pin_read_only(const Session& session,
+                                                      std::span<const std::byte> memory);
 
     Buffer(Buffer&&) noexcept;
     Buffer& operator=(Buffer&&) noexcept;
     Buffer(const Buffer&) = delete;
     Buffer& operator=(const Buffer&) = delete;
-    /// Frees the buffer if it is not in use, and takes it out of the program's memory in any case.
+    /// Frees the buffer if it is not in use, and takes it out of the program's memory in any case
+    /// (but for pinned memory, which is the program's).
     ~Buffer();
 
     /// Free the buffer; DMAPROBE_BUFFER_FREE. EBUSY while it is mapped or linked: it then stays as
@@ -57,21 +100,32 @@ public:
     /// The id, as extents of translate() name it; 0 when closed.
     [[nodiscard]] std::uint32_t id() const noexcept { return id_; }
     /// Bytes; 0 when closed.
-    [[nodiscard]] Size length() const noexcept { return Size(memory_.size()); }
+    [[nodiscard]] Size length() const noexcept { return length_; }
     /// How it lies in physical memory.
     [[nodiscard]] BufferKind kind() const noexcept { return kind_; }
-    /// What mmap() wants as offset on Session::fd(), to map it once more.
+    /// What mmap() wants as offset on Session::fd(), to map it once more. 0 for kmalloc and pinned
+    /// memory, which cannot be mmapped there.
     [[nodiscard]] std::uint64_t mmap_offset() const noexcept { return mmap_offset_; }
-    /// The memory. Valid until close() or the destructor.
+    /// The memory; of pinned memory, the caller's own span. Empty for kmalloc and for what was
+    /// pinned to be read only. Valid until close() or the destructor.
     [[nodiscard]] std::span<std::byte> bytes() const noexcept { return memory_; }
-    /// Part of the memory; EINVAL when the range leaves the buffer.
+    /// Part of the memory; EINVAL when the range leaves bytes().
     [[nodiscard]] Result<std::span<std::byte>> bytes(Size offset, Size length) const;
+
+    /// Copy bytes out of the buffer, by the kernel's own address of it; DMAPROBE_COPY.
+    /// @param offset where in the buffer they start
+    /// EINVAL: no bytes, or the range leaves the buffer. EOPNOTSUPP: pinned memory.
+    Result<void> read(Size offset, std::span<std::byte> to) const;
+    /// Copy bytes into the buffer; errors as read().
+    Result<void> write(Size offset, std::span<const std::byte> from) const;
 
     /// The open file, for what uses the buffer. Not part of the API.
     [[nodiscard]] const std::shared_ptr<Channel>& channel() const noexcept { return channel_; }
 
 private:
     Buffer() noexcept = default;
+    static Result<Buffer> pin(const Session& session, std::span<const std::byte> memory,
+                              std::uint32_t flags);
     void release() noexcept;
     void forget() noexcept;
 
@@ -79,6 +133,7 @@ private:
     std::uint32_t id_ = 0;
     BufferKind kind_ = BufferKind::contiguous;
     std::uint64_t mmap_offset_ = 0;
+    Size length_;
     std::span<std::byte> memory_;
 };
 

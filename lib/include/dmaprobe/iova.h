@@ -56,16 +56,25 @@ public:
     /// @param buffer_offset start of the range in the buffer
     /// @param offset where in the space to link it
     /// @param length bytes, at least 1; the range must be physically contiguous
-    /// @param attrs DMA attributes; none is defined yet
+    /// @param attrs weak_ordering, skip_cpu_sync, no_warn, privileged, require_coherent
+    /// EACCES: the buffer is read-only, and the device could write.
     Result<void> link(const Buffer& buffer, Size buffer_offset, Size offset, Size length,
-                      Direction direction, std::uint64_t attrs = 0);
+                      Direction direction, Attr attrs = Attr::none);
+    /// Link a range of a memory BAR of the device; dma_iova_link() with Attr::mmio, which is added
+    /// to `attrs` here, and which unlink() and destroy() have to be given too.
+    /// @param bar number of the BAR, 0 to 5
+    /// @param bar_offset start of the range in the BAR
+    /// ENXIO: no such memory BAR. EOPNOTSUPP: before Linux 6.18. Otherwise as link().
+    Result<void> link_bar(unsigned bar, Size bar_offset, Size offset, Size length,
+                          Direction direction, Attr attrs = Attr::none);
 
     /// Make linked ranges known to the IOMMU; dma_iova_sync(). ENXIO when part is not linked.
     Result<void> sync(Size offset, Size length) const;
 
     /// Unlink whole links; dma_iova_unlink().
     /// @param direction the one they were linked with
-    Result<void> unlink(Size offset, Size length, Direction direction, std::uint64_t attrs = 0);
+    /// @param attrs those they were linked with
+    Result<void> unlink(Size offset, Size length, Direction direction, Attr attrs = Attr::none);
 
     /// Free the space; dma_iova_free(). EBUSY while something is linked. Ends the object, also
     /// after ENODEV and EBADF (device or session gone). Once ended, it is no error to ask again.
@@ -73,7 +82,7 @@ public:
 
     /// Unlink all and free the space; dma_iova_destroy(). What is linked must be exactly the bytes
     /// from 0 to `mapped_len`. Ends the object as free() does.
-    Result<void> destroy(Size mapped_len, Direction direction, std::uint64_t attrs = 0);
+    Result<void> destroy(Size mapped_len, Direction direction, Attr attrs = Attr::none);
 
     /// What the kernel and the module know about it.
     [[nodiscard]] Result<IovaState> state() const;
@@ -85,17 +94,21 @@ public:
     /// Bytes asked for.
     [[nodiscard]] Size length() const noexcept { return length_; }
 
+    /// The open file, for what uses the space. Not part of the API.
+    [[nodiscard]] const std::shared_ptr<Channel>& channel() const noexcept { return channel_; }
+
 private:
     struct Link {
         Size offset;
         Size length;
         Direction direction;
-        std::uint64_t attrs;
+        Attr attrs;
     };
 
     IovaSpace() noexcept = default;
     static Result<IovaSpace> alloc(const Session& session, Size length, std::uint32_t buffer_id,
                                    Size buffer_offset);
+    Result<void> link(std::uint32_t buffer_id, unsigned bar, Size start, const Link& where);
     void release() noexcept;
     void end() noexcept;
 

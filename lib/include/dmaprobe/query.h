@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -38,6 +39,7 @@ struct Limits {
     bool need_unmap = false;             ///< dma_need_unmap()
     bool addressing_limited = false;     ///< dma_addressing_limited()
     bool iommu = false;                  ///< an IOMMU translates, so that IOVA spaces can be had
+    bool can_mmap = false;               ///< dma_can_mmap(): coherent memory can be mmapped
     Size max_segment_size;               ///< dma_get_max_seg_size()
     std::uint64_t dma_mask = 0;          ///< dma_get_mask()
     std::uint64_t coherent_dma_mask = 0; ///< coherent mask
@@ -48,6 +50,33 @@ struct Limits {
     std::uint64_t merge_boundary = 0;    ///< dma_get_merge_boundary(): granule - 1, or 0
     std::uint64_t segment_boundary_mask = 0; ///< dma_get_seg_boundary()
     std::uint64_t min_align_mask = 0;        ///< dma_get_min_align_mask()
+    Size cache_alignment;                    ///< dma_get_cache_alignment()
+};
+
+/// Limits of a segment that Session::set_segments() sets: those that are given.
+struct SegmentLimits {
+    /// The longest segment, at least a page; dma_set_max_seg_size().
+    std::optional<Size> max_size = std::nullopt;
+    /// Segments do not cross multiples of this plus one: ones from bit 0 up, at least 12 of them;
+    /// dma_set_seg_boundary().
+    std::optional<std::uint64_t> boundary_mask = std::nullopt;
+    /// Bits of an address that bouncing must keep: ones from bit 0 up, at most 11 of them, or 0;
+    /// dma_set_min_align_mask().
+    std::optional<std::uint32_t> min_align_mask = std::nullopt;
+};
+
+/// What a session holds; `struct dmaprobe_stats`.
+struct Stats {
+    std::uint32_t nr_buffers = 0;  ///< buffers
+    std::uint32_t nr_mappings = 0; ///< mappings
+    std::uint32_t nr_iovas = 0;    ///< IOVA spaces
+    std::uint32_t nr_allocs = 0;   ///< allocations
+    std::uint32_t nr_pools = 0;    ///< pools
+    std::uint32_t nr_blocks = 0;   ///< blocks of pools
+    Size charged;                  ///< bytes charged to the session's limit
+    Size pinned;                   ///< bytes of user memory that it has pinned
+
+    bool operator==(const Stats&) const = default;
 };
 
 /// Type of the IOMMU domain behind the DMA API; `enum dmaprobe_domain_type`.

@@ -2,6 +2,7 @@
 // An open session with the module: every call to it passes through here.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -18,6 +19,23 @@ namespace dmaprobe {
 
 /// The open file behind a session, shared with the objects made in it. Not part of the API.
 class Channel;
+
+/// A buffer (buffer.h).
+class Buffer;
+
+/// The way by which calls go to the module.
+enum class Transport : std::uint32_t {
+    ioctl = 0, ///< ioctl() on the session's file
+    ring = 1,  ///< IORING_OP_URING_CMD on an io_uring of the session
+};
+
+/// "ioctl", "ring"; "unknown" for another value.
+[[nodiscard]] std::string_view to_string(Transport transport) noexcept;
+
+/// How to open a session.
+struct SessionOptions {
+    Transport transport = Transport::ioctl; ///< the way by which its calls go
+};
 
 /// Which of the device's masks Session::set_mask() sets; `enum dmaprobe_set_mask_flags`.
 enum class Mask : std::uint32_t {
@@ -36,18 +54,28 @@ enum class Mask : std::uint32_t {
 ///
 /// A session keeps the device powered. Its calls may be made by several threads; close() and moving
 /// it must not run beside them.
+///
+/// Both transports answer alike. A session that goes by ring owns one: calls of several threads
+/// pass through it one after the other, so that a long one holds the others up, and a call is
+/// always waited for (for many calls at a time there are Batch and Run). What a worker of the ring
+/// has called may keep the file for a moment longer than close(). After fork(), the child must not
+/// touch the session nor its objects, their destructors included: it shares the ring with the
+/// parent.
 class Session {
 public:
     /// Open the session of a bound device.
     ///
     /// ENOENT: no node: the module is not loaded, there is no such device, or the device is not
     /// bound; the detail says which. EACCES: the node is root's. EBUSY, ENODEV: as the module
-    /// answers.
-    [[nodiscard]] static Result<Session> open(const Bdf& bdf);
+    /// answers. With Transport::ring also ENOSYS and EPERM: the kernel has no io_uring, or does not
+    /// allow it.
+    [[nodiscard]] static Result<Session> open(const Bdf& bdf, const SessionOptions& options = {});
     /// The same by name, in every form that Bdf::parse() takes.
-    [[nodiscard]] static Result<Session> open(std::string_view bdf);
+    [[nodiscard]] static Result<Session> open(std::string_view bdf,
+                                              const SessionOptions& options = {});
     /// Open a node by its path, whose last part is the BDF.
-    [[nodiscard]] static Result<Session> open_path(const std::string& path);
+    [[nodiscard]] static Result<Session> open_path(const std::string& path,
+                                                   const SessionOptions& options = {});
 
     Session(Session&&) noexcept;
     Session& operator=(Session&&) noexcept;
@@ -66,6 +94,8 @@ public:
     [[nodiscard]] const std::string& path() const noexcept;
     /// The file descriptor, -1 when closed. It stays the session's.
     [[nodiscard]] int fd() const noexcept;
+    /// The way by which its calls go.
+    [[nodiscard]] Transport transport() const noexcept;
 
     /// The version of the ABI; DMAPROBE_VERSION.
     [[nodiscard]] Result<Version> version() const;
@@ -85,6 +115,28 @@ public:
     /// platform cannot serve the mask. The masks are the device's, and go back to what they were
     /// when its last session closes.
     Result<void> set_mask(std::uint64_t mask, Mask which = Mask::both) const;
+
+    /// Set what the device can take in a scatter-gather list; DMAPROBE_SET_SEGMENTS. As the masks,
+    /// this is the device's, and goes back when its last session closes.
+    ///
+    /// EINVAL: nothing to set, or a value out of its range. EBUSY while any session of the device
+    /// holds something that is mapped.
+    Result<void> set_segments(const SegmentLimits& limits) const;
+
+    /// What the session holds at this moment; DMAPROBE_STATS.
+    [[nodiscard]] Result<Stats> stats() const;
+
+    /// Do nothing; DMAPROBE_NOP. What a call costs without the DMA API in it.
+    Result<void> nop() const;
+
+    /// Do nothing in a loop inside the module; DMAPROBE_BENCH. How long all rounds took together.
+    /// @param rounds 1 to 10 million
+    /// EINVAL: another number. EINTR: a signal arrived.
+    [[nodiscard]] Result<std::chrono::nanoseconds> bench_nop(std::uint64_t rounds) const;
+    /// Map and unmap the first page of a buffer in such a loop (dma_map_page_attrs(),
+    /// dma_unmap_page_attrs()).
+    [[nodiscard]] Result<std::chrono::nanoseconds> bench_map(const Buffer& buffer,
+                                                             std::uint64_t rounds) const;
 
     /// Enable memory decoding and bus mastering, or give that up; DMAPROBE_ENABLE.
     ///

@@ -145,6 +145,14 @@ using Iova = Address<IovaSpaceTag>;
 /// one.
 using Phys = Address<PhysSpaceTag>;
 
+/// A piece of the device's address space; `struct dmaprobe_segment`.
+struct Segment {
+    Iova addr;   ///< first address
+    Size length; ///< bytes
+
+    bool operator==(const Segment&) const = default;
+};
+
 /// Who writes the memory; the kernel's enum dma_data_direction.
 enum class Direction : std::uint32_t {
     bidirectional = 0, ///< the device reads and writes
@@ -152,8 +160,46 @@ enum class Direction : std::uint32_t {
     from_device = 2,   ///< the device writes
 };
 
+/// DMA attributes, or'ed; `enum dmaprobe_attrs`, which are the kernel's DMA_ATTR_* of these names
+/// (include/linux/dma-mapping.h of the kernel).
+///
+/// Each call takes those that the kernel's own call takes. What it does not take is EINVAL; what
+/// this kernel does not have, EOPNOTSUPP.
+enum class Attr : std::uint64_t {
+    none = 0,                   ///< none of them
+    weak_ordering = 1 << 0,     ///< reads and writes may be weakly ordered
+    write_combine = 1 << 1,     ///< the CPU's writes may be combined
+    no_kernel_mapping = 1 << 2, ///< no kernel mapping of the memory is needed
+    skip_cpu_sync = 1 << 3,     ///< mapping and unmapping synchronise nothing
+    force_contiguous = 1 << 4,  ///< the memory is physically contiguous
+    single_pages = 1 << 5,      ///< do not try for large pages (DMA_ATTR_ALLOC_SINGLE_PAGES)
+    no_warn = 1 << 6,           ///< a failure is not logged
+    privileged = 1 << 7,        ///< for the device's privileged accesses only
+    mmio = 1 << 8,              ///< the range is memory-mapped I/O; Linux 6.18
+    require_coherent = 1 << 9,  ///< fail where coherence needs bouncing; Linux 7.0
+};
+
+/// All attributes of both.
+[[nodiscard]] constexpr Attr operator|(Attr a, Attr b) noexcept {
+    return Attr(static_cast<std::uint64_t>(a) | static_cast<std::uint64_t>(b));
+}
+/// The attributes that both have.
+[[nodiscard]] constexpr Attr operator&(Attr a, Attr b) noexcept {
+    return Attr(static_cast<std::uint64_t>(a) & static_cast<std::uint64_t>(b));
+}
+/// Add attributes.
+constexpr Attr& operator|=(Attr& a, Attr b) noexcept {
+    return a = a | b;
+}
+/// Whether all of these attributes are set.
+[[nodiscard]] constexpr bool has(Attr set, Attr these) noexcept {
+    return (set & these) == these;
+}
+
 /// "bidirectional", "to_device" or "from_device"; "unknown" for another value.
 [[nodiscard]] std::string_view to_string(Direction direction) noexcept;
+/// "none", or the attributes' names with '|' between them; bits without a name in hexadecimal.
+[[nodiscard]] std::string to_string(Attr attrs);
 /// The number of bytes in decimal.
 [[nodiscard]] std::string to_string(Size size);
 /// The address in hexadecimal with 0x.
@@ -163,6 +209,8 @@ enum class Direction : std::uint32_t {
 
 /// Print as to_string() does.
 std::ostream& operator<<(std::ostream& out, Direction direction);
+/// Print as to_string() does.
+std::ostream& operator<<(std::ostream& out, Attr attrs);
 /// Print as to_string() does.
 std::ostream& operator<<(std::ostream& out, Size size);
 /// Print as to_string() does.

@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The op table, and the one way through it from a front to a handler. The fronts
+ * are ioctl(), io_uring's commands, and DMAPROBE_RUN.
+ */
+#include <linux/fs.h>
+#include <linux/io_uring/cmd.h>
+#include <linux/nospec.h>
+#include <linux/uaccess.h>
+
+#include "compat.h"
+#include "private.h"
+
+/* Memory on the stack for the struct of any op. */
+union dmaprobe_cmd_buffer {
+	struct dmaprobe_version version;
+	struct dmaprobe_call call;
+	struct dmaprobe_limits limits;
+	struct dmaprobe_domain domain;
+	struct dmaprobe_set_mask set_mask;
+	struct dmaprobe_enable enable;
+	struct dmaprobe_buffer_alloc buffer_alloc;
+	struct dmaprobe_buffer_free buffer_free;
+	struct dmaprobe_map map;
+	struct dmaprobe_unmap unmap;
+	struct dmaprobe_sync sync;
+	struct dmaprobe_iova_alloc iova_alloc;
+	struct dmaprobe_iova_free iova_free;
+	struct dmaprobe_iova_link iova_link;
+	struct dmaprobe_iova_sync iova_sync;
+	struct dmaprobe_iova_unlink iova_unlink;
+	struct dmaprobe_iova_destroy iova_destroy;
+	struct dmaprobe_iova_state iova_state;
+	struct dmaprobe_translate translate;
+	struct dmaprobe_nop nop;
+	struct dmaprobe_stats stats;
+	struct dmaprobe_run run;
+	struct dmaprobe_bench bench;
+	struct dmaprobe_set_segments set_segments;
+	struct dmaprobe_buffer_pin buffer_pin;
+	struct dmaprobe_copy copy;
+	struct dmaprobe_map_sg map_sg;
+	struct dmaprobe_map_resource map_resource;
+	struct dmaprobe_map_dmabuf map_dmabuf;
+	struct dmaprobe_segments segments;
+	struct dmaprobe_alloc alloc;
+	struct dmaprobe_alloc_free alloc_free;
+	struct dmaprobe_sgtable sgtable;
+	struct dmaprobe_export export;
+	struct dmaprobe_pool_create pool_create;
+	struct dmaprobe_pool_destroy pool_destroy;
+	struct dmaprobe_pool_alloc pool_alloc;
+	struct dmaprobe_pool_free pool_free;
+};
+
+struct dmaprobe_op {
+	unsigned int cmd;
+	u32 size;
+	u32 min_size;
+	u32 flags;		/* those that the op knows */
+	bool exclusive;		/* runs alone on its device */
+	bool unlocked;		/* sees to unplug_lock and ENODEV itself */
+	bool sleeps;		/* may take long: not for a ring's submitter */
+	int (*execute)(struct dmaprobe_ucmd *ucmd);
+};
+
+#define OP(_cmd, _fn, _struct, _last, ...)				\
+	[_IOC_NR(_cmd)] = {						\
+		.cmd = _cmd,						\
+		.size = sizeof(struct _struct) +			\
+			BUILD_BUG_ON_ZERO(sizeof(union dmaprobe_cmd_buffer) < \
+					  sizeof(struct _struct)) +	\
+			BUILD_BUG_ON_ZERO(offsetof(struct _struct, size) != 0) + \
+			BUILD_BUG_ON_ZERO(offsetof(struct _struct, flags) != 4), \
+		.min_size = offsetofend(struct _struct, _last),		\
+		.execute = _fn,						\
+		__VA_ARGS__						\
+	}
+
+static const struct dmaprobe_op dmaprobe_ops[] = {
+	OP(DMAPROBE_VERSION, dmaprobe_op_version, dmaprobe_version, nr_calls),
+	OP(DMAPROBE_CALL, dmaprobe_op_call, dmaprobe_call, detail),
+	OP(DMAPROBE_LIMITS, dmaprobe_op_limits, dmaprobe_limits,
+	   min_align_mask),
+	OP(DMAPROBE_DOMAIN, dmaprobe_op_domain, dmaprobe_domain, driver),
+	OP(DMAPROBE_SET_MASK, dmaprobe_op_set_mask, dmaprobe_set_mask, mask,
+	   .flags = DMAPROBE_SET_MASK_STREAMING | DMAPROBE_SET_MASK_COHERENT,
+	   .exclusive = true, .sleeps = true),
+	OP(DMAPROBE_ENABLE, dmaprobe_op_enable, dmaprobe_enable, __reserved,
+	   .sleeps = true),
+	OP(DMAPROBE_BUFFER_ALLOC, dmaprobe_op_buffer_alloc,
+	   dmaprobe_buffer_alloc, mmap_offset,
+	   .flags = DMAPROBE_BUFFER_NODE, .sleeps = true),
+	OP(DMAPROBE_BUFFER_FREE, dmaprobe_op_buffer_free, dmaprobe_buffer_free,
+	   __reserved, .sleeps = true),
+	OP(DMAPROBE_MAP, dmaprobe_op_map, dmaprobe_map, __reserved),
+	OP(DMAPROBE_UNMAP, dmaprobe_op_unmap, dmaprobe_unmap, __reserved),
+	OP(DMAPROBE_SYNC, dmaprobe_op_sync, dmaprobe_sync, length),
+	OP(DMAPROBE_IOVA_ALLOC, dmaprobe_op_iova_alloc, dmaprobe_iova_alloc,
+	   addr),
+	OP(DMAPROBE_IOVA_FREE, dmaprobe_op_iova_free, dmaprobe_iova_free,
+	   __reserved),
+	OP(DMAPROBE_IOVA_LINK, dmaprobe_op_iova_link, dmaprobe_iova_link,
+	   attrs),
+	OP(DMAPROBE_IOVA_SYNC, dmaprobe_op_iova_sync, dmaprobe_iova_sync,
+	   length),
+	OP(DMAPROBE_IOVA_UNLINK, dmaprobe_op_iova_unlink, dmaprobe_iova_unlink,
+	   attrs),
+	OP(DMAPROBE_IOVA_DESTROY, dmaprobe_op_iova_destroy,
+	   dmaprobe_iova_destroy, attrs),
+	OP(DMAPROBE_IOVA_STATE, dmaprobe_op_iova_state, dmaprobe_iova_state,
+	   bounced),
+	OP(DMAPROBE_TRANSLATE, dmaprobe_op_translate, dmaprobe_translate,
+	   translated, .flags = DMAPROBE_TRANSLATE_PHYS, .sleeps = true),
+	OP(DMAPROBE_NOP, dmaprobe_op_nop, dmaprobe_nop, flags),
+	OP(DMAPROBE_STATS, dmaprobe_op_stats, dmaprobe_stats, pinned, .sleeps = true),
+	OP(DMAPROBE_RUN, dmaprobe_op_run, dmaprobe_run, ops,
+	   .flags = DMAPROBE_RUN_CONTINUE, .sleeps = true, .unlocked = true),
+	OP(DMAPROBE_BENCH, dmaprobe_op_bench, dmaprobe_bench, ns, .sleeps = true, .unlocked = true),
+	OP(DMAPROBE_SET_SEGMENTS, dmaprobe_op_set_segments,
+	   dmaprobe_set_segments, segment_boundary_mask,
+	   .flags = DMAPROBE_SET_SEGMENTS_MAX_SIZE |
+		    DMAPROBE_SET_SEGMENTS_BOUNDARY |
+		    DMAPROBE_SET_SEGMENTS_MIN_ALIGN,
+	   .exclusive = true, .sleeps = true),
+	OP(DMAPROBE_BUFFER_PIN, dmaprobe_op_buffer_pin, dmaprobe_buffer_pin,
+	   __reserved, .flags = DMAPROBE_BUFFER_PIN_READ_ONLY, .sleeps = true),
+	OP(DMAPROBE_COPY, dmaprobe_op_copy, dmaprobe_copy, addr, .sleeps = true),
+	OP(DMAPROBE_MAP_SG, dmaprobe_op_map_sg, dmaprobe_map_sg, need_sync,
+	   .sleeps = true),
+	OP(DMAPROBE_MAP_RESOURCE, dmaprobe_op_map_resource,
+	   dmaprobe_map_resource, dma_addr),
+	OP(DMAPROBE_MAP_DMABUF, dmaprobe_op_map_dmabuf, dmaprobe_map_dmabuf,
+	   length, .sleeps = true),
+	OP(DMAPROBE_SEGMENTS, dmaprobe_op_segments, dmaprobe_segments, segments,
+	   .sleeps = true),
+	OP(DMAPROBE_ALLOC, dmaprobe_op_alloc, dmaprobe_alloc, mmap_offset,
+	   .sleeps = true),
+	OP(DMAPROBE_ALLOC_FREE, dmaprobe_op_alloc_free, dmaprobe_alloc_free,
+	   __reserved, .sleeps = true),
+	OP(DMAPROBE_SGTABLE, dmaprobe_op_sgtable, dmaprobe_sgtable, entries,
+	   .flags = DMAPROBE_SGTABLE_PHYS, .sleeps = true),
+	OP(DMAPROBE_EXPORT, dmaprobe_op_export, dmaprobe_export, fd, .sleeps = true),
+	OP(DMAPROBE_POOL_CREATE, dmaprobe_op_pool_create, dmaprobe_pool_create,
+	   __reserved, .sleeps = true),
+	OP(DMAPROBE_POOL_DESTROY, dmaprobe_op_pool_destroy,
+	   dmaprobe_pool_destroy, __reserved, .sleeps = true),
+	OP(DMAPROBE_POOL_ALLOC, dmaprobe_op_pool_alloc, dmaprobe_pool_alloc,
+	   dma_addr, .sleeps = true),
+	OP(DMAPROBE_POOL_FREE, dmaprobe_op_pool_free, dmaprobe_pool_free,
+	   __reserved),
+};
+
+/**
+ * dmaprobe_respond - write an op's struct back
+ * @ucmd: the call
+ *
+ * Ops that create something respond before they publish it, so that a fault
+ * leaves nothing behind.
+ *
+ * Return: 0 or -EFAULT
+ */
+int dmaprobe_respond(const struct dmaprobe_ucmd *ucmd)
+{
+	return copy_struct_to_user(ucmd->ubuffer, ucmd->user_size, ucmd->cmd,
+				   ucmd->size, NULL);
+}
+
+/* Read the op's struct and check what all structs have in common. */
+static int fetch(const struct dmaprobe_op *op, struct dmaprobe_ucmd *ucmd)
+{
+	const struct dmaprobe_nop *head = ucmd->cmd;
+	int ret;
+
+	if (get_user(ucmd->user_size, (u32 __user *)ucmd->ubuffer))
+		return -EFAULT;
+	if (ucmd->user_size < op->min_size)
+		return -EINVAL;
+	if (ucmd->user_size > PAGE_SIZE)
+		return -E2BIG;
+	ucmd->size = op->size;
+	ret = copy_struct_from_user(ucmd->cmd, op->size, ucmd->ubuffer,
+				    ucmd->user_size);
+	if (ret)
+		return ret;
+	/* Every struct begins like this one. */
+	if (head->flags & ~op->flags)
+		return -EOPNOTSUPP;
+	return 0;
+}
+
+static int execute(const struct dmaprobe_op *op, struct dmaprobe_ucmd *ucmd)
+{
+	if (!ucmd->session->dd->pdev)
+		return -ENODEV;
+	return op->execute(ucmd);
+}
+
+/**
+ * dmaprobe_dispatch - make a call
+ * @ucmd: the call; its front has filled in where it comes from
+ * @cmd: the command
+ *
+ * Return: what the op answers; -EAGAIN, for which no op has a reason of its own,
+ * when the call must not sleep but would
+ */
+int dmaprobe_dispatch(struct dmaprobe_ucmd *ucmd, unsigned int cmd)
+{
+	struct dmaprobe_device *dd = ucmd->session->dd;
+	/* Ops see what was copied there, which is all of their struct. */
+	union dmaprobe_cmd_buffer buf __uninitialized;
+	const struct dmaprobe_op *op;
+	unsigned int nr = _IOC_NR(cmd);
+	int ret;
+
+	if (nr >= ARRAY_SIZE(dmaprobe_ops))
+		return -ENOTTY;
+	op = &dmaprobe_ops[array_index_nospec(nr, ARRAY_SIZE(dmaprobe_ops))];
+	if (op->cmd != cmd)
+		return -ENOTTY;
+	if (op->sleeps && ucmd->nonblock)
+		return -EAGAIN;
+
+	ucmd->cmd = &buf;
+	ret = fetch(op, ucmd);
+	if (ret)
+		return ret;
+
+	if (op->unlocked)
+		return op->execute(ucmd);
+	if (op->exclusive) {
+		guard(rwsem_write)(&dd->unplug_lock);
+		return execute(op, ucmd);
+	}
+	if (!ucmd->nonblock)
+		down_read(&dd->unplug_lock);
+	else if (!down_read_trylock(&dd->unplug_lock))
+		return -EAGAIN;
+	ret = execute(op, ucmd);
+	up_read(&dd->unplug_lock);
+	return ret;
+}
+
+long dmaprobe_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
+{
+	struct dmaprobe_ucmd ucmd = {
+		.session = file->private_data,
+		.ubuffer = (void __user *)arg,
+	};
+
+	return dmaprobe_dispatch(&ucmd, cmd);
+}
+
+/* What a later kernel may give a meaning to must be zero today. */
+static bool sqe_is_plain(const struct io_uring_cmd *ioucmd, unsigned int issue_flags)
+{
+	const struct io_uring_sqe *sqe = ioucmd->sqe;
+
+	if (ioucmd->flags & IORING_URING_CMD_MASK)
+		return false;
+	if (READ_ONCE(sqe->ioprio) || READ_ONCE(sqe->__pad1) ||
+	    READ_ONCE(sqe->len) || READ_ONCE(sqe->buf_index) ||
+	    READ_ONCE(sqe->file_index) || READ_ONCE(sqe->addr3) ||
+	    READ_ONCE(sqe->__pad2[0]))
+		return false;
+	/* A large SQE has one more behind it, all of it the command's. */
+	return !(issue_flags & IO_URING_F_SQE128) ||
+	       !memchr_inv(sqe + 1, 0, sizeof(*sqe));
+}
+
+int dmaprobe_uring_cmd(struct io_uring_cmd *ioucmd, unsigned int issue_flags)
+{
+	struct dmaprobe_ucmd ucmd = {
+		.session = ioucmd->file->private_data,
+		.nonblock = issue_flags & IO_URING_F_NONBLOCK,
+	};
+
+	if (!sqe_is_plain(ioucmd, issue_flags))
+		return -EINVAL;
+	ucmd.ubuffer = u64_to_user_ptr(READ_ONCE(ioucmd->sqe->addr));
+	return dmaprobe_dispatch(&ucmd, ioucmd->cmd_op);
+}
