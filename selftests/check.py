@@ -26,6 +26,11 @@ LAB = [str(CHECKOUT / "selftests/lab/lab.py")]
 SCHEMA = CHECKOUT / "tools/schema/info.schema.json"
 SANITIZED = "build/san"
 
+# The ways by which the selftests make their calls ($DMAPROBE_TRANSPORT), and what
+# runs by each. Tests of the tool and of the engines go by the library, whatever
+# the transport. They are slow too, because the kernel tells few faults in 5 s.
+TRANSPORTS = {"ioctl": "*", "ring": "-Tool*:*Engine*", "run": "-Tool*:*Engine*"}
+
 
 @dataclasses.dataclass
 class Result:
@@ -102,7 +107,7 @@ def call(arguments: Sequence[str], deadline: float) -> tuple[int, str, str]:
 # --- suites ------------------------------------------------------------------
 
 
-def unit(_: Sequence[str]) -> Report:
+def unit(_: "Suite") -> Report:
     """The unit tests, on this machine, with the address and undefined-behaviour sanitizers."""
     code, out, err = call([f"{SANITIZED}/selftests/dmaprobe-unittest"], 120)
     report = parse_ktap(out, code, "unit")
@@ -111,14 +116,37 @@ def unit(_: Sequence[str]) -> Report:
     return report
 
 
-def in_guest(options: Sequence[str]) -> Report:
+def parse_passes(text: str, code: int, transports: Sequence[str]) -> Report:
+    """Results of the selftests by each transport, out of what in_guest()'s script says."""
+    report = Report()
+    parts = re.split(r"^# check: transport (\w+)\n", text, flags=re.M)
+    said = dict(zip(parts[1::2], parts[2::2]))
+    for transport in transports:
+        ktap, _, end = said.get(transport, "").partition("# check: exit ")
+        one = parse_ktap(ktap, int(end) if end.strip().isdigit() else 1, "selftest")
+        if not one.results:
+            one.fail("selftest.empty", "no test ran")
+        for result in one.results:
+            result.name = f"{transport}: {result.name}"
+        report.results += one.results
+        report.notes += "".join(f"{transport}: {line}\n" for line in one.notes.splitlines())
+    if code and not any(result.status == "failed" for result in report.results):
+        report.fail("selftest.exit", f"every test passed, but the exit code is {code}")
+    return report
+
+
+def in_guest(suite: "Suite") -> Report:
     """The selftests in a guest, and the document that `dmaprobe info` writes there."""
-    script = ("dmaprobe info --json $DMAPROBE_BDF >/out/info.json 2>/out/info.err; "
-              "exec dmaprobe-selftest")
+    script = ["dmaprobe info --json $DMAPROBE_BDF >/out/info.json 2>/out/info.err; all=0"]
+    for transport in suite.transports:
+        script.append(f"echo '# check: transport {transport}'; DMAPROBE_TRANSPORT={transport} "
+                      f"dmaprobe-selftest --gtest_filter='{TRANSPORTS[transport]}'; code=$?; "
+                      "echo; echo \"# check: exit $code\"; [ $code = 0 ] || all=$code")
+    script.append("exit $all")
     with tempfile.TemporaryDirectory() as scratch:
-        code, out, err = call([*LAB, "run", *options, "--deadline", "300", "--out", scratch,
-                               "--", "sh", "-c", script], 900)
-        report = parse_ktap(out, code, "selftest")
+        code, out, err = call([*LAB, "run", *suite.options, "--deadline", "300", "--out", scratch,
+                               "--", "sh", "-c", "\n".join(script)], 900)
+        report = parse_passes(out, code, suite.transports)
         if code:
             report.notes += err
         info = Path(scratch) / "info.json"
@@ -238,22 +266,47 @@ def check_counts_what_is_missing() -> None:
     expect(statuses("1..1\nBail out! why\n", 1) == ["failed"], "bail out")
 
 
-def the_lab(_: Sequence[str]) -> Report:
+def check_keeps_transports_apart() -> None:
+    """Each transport has its own plan, and one that did not run has failed."""
+    def outcome(text: str, code: int = 0) -> list[tuple[str, str]]:
+        return [(result.name, result.status)
+                for result in parse_passes(text, code, ["ioctl", "ring"]).results]
+
+    first = "# check: transport ioctl\n1..1\nok 1 a\n\n# check: exit 0\n"
+    second = "# check: transport ring\n1..1\nok 1 a\n\n# check: exit 0\n"
+    passed = [("ioctl: a", "passed"), ("ring: a", "passed")]
+    expect(outcome(first + second) == passed, "good")
+    expect(outcome(first + second, 1) == [*passed, ("selftest.exit", "failed")], "bad exit")
+    expect(outcome(first) == [passed[0], ("ring: selftest.plan", "failed")], "missing")
+    expect(outcome(first + second.replace("1..1", "1..2"), 1) ==
+           [*passed, ("ring: selftest.plan", "failed")], "short")
+    expect(outcome(first + second.replace("exit 0", "exit 1"), 1) ==
+           [*passed, ("ring: selftest.exit", "failed")], "its exit")
+    expect(outcome(first + second.partition("\n\n")[0], 1) ==
+           [*passed, ("ring: selftest.exit", "failed")], "no exit")
+    expect(outcome(first + second.replace("1..1\nok 1 a", "1..0")) ==
+           [passed[0], ("ring: selftest.empty", "failed")], "nothing ran")
+    expect(outcome(first.replace("ok 1", "not ok 1") + second, 1) ==
+           [("ioctl: a", "failed"), passed[1]], "bad")
+
+
+def the_lab(_: "Suite") -> Report:
     """The lab and this program test themselves."""
     return functions([
-        check_counts_what_is_missing, lab_refuses_unknown_values, lab_passes_everything_through,
-        lab_keeps_a_large_output_whole, lab_deadline_ends_a_run, lab_kernel_report_fails_a_run,
-        lab_kernel_panic_fails_a_run, lab_icount_repeats])
+        check_counts_what_is_missing, check_keeps_transports_apart, lab_refuses_unknown_values,
+        lab_passes_everything_through, lab_keeps_a_large_output_whole, lab_deadline_ends_a_run,
+        lab_kernel_report_fails_a_run, lab_kernel_panic_fails_a_run, lab_icount_repeats])
 
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
     """What runs, with which options of lab, and what make has to build for it first."""
 
-    run: Callable[[Sequence[str]], Report]
+    run: Callable[["Suite"], Report]
     options: Sequence[str]
     build: tuple[str, ...]
     longer: bool = False
+    transports: Sequence[str] = ("ioctl",)
 
 
 GUEST = ("BUILD=build/lab", "STATIC=1", "build/lab/bin/dmaprobe",
@@ -262,9 +315,9 @@ GUEST = ("BUILD=build/lab", "STATIC=1", "build/lab/bin/dmaprobe",
 # In the order in which they start: the longest first. The longer suites run only
 # when all are asked for, or by name.
 SUITES = {
-    "stock": Suite(in_guest, ["--kernel", "stock"], GUEST),
+    "stock": Suite(in_guest, ["--kernel", "stock"], GUEST, transports=tuple(TRANSPORTS)),
     "stable": Suite(in_guest, ["--kernel", "stable"], GUEST),
-    "vfio": Suite(in_guest, ["--kernel", "vfio"], GUEST),
+    "vfio": Suite(in_guest, ["--kernel", "vfio"], GUEST, transports=tuple(TRANSPORTS)),
     "lab": Suite(the_lab, ["--kernel", "vfio"], GUEST),
     "unit": Suite(unit, [], (
         f"BUILD={SANITIZED}", "SAN=1", f"{SANITIZED}/selftests/dmaprobe-unittest")),
@@ -299,7 +352,7 @@ def perform(name: str) -> Report:
     began = time.monotonic()
     suite = SUITES[name]
     try:
-        report = suite.run(suite.options)
+        report = suite.run(suite)
     except Exception:  # pylint: disable=broad-except
         report = Report()
         report.fail(f"{name}.run", traceback.format_exc())
