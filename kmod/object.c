@@ -50,8 +50,8 @@ void dmaprobe_object_publish(struct dmaprobe_ucmd *ucmd,
 	/* Cannot fail: the reserved slot is there. */
 	xa_lock(xa);
 	__xa_store(xa, obj->id, obj, 0);
-	if (obj->type->memory)
-		__xa_set_mark(xa, obj->id, DMAPROBE_MARK_BUFFER);
+	if (obj->type->has_pages)
+		__xa_set_mark(xa, obj->id, DMAPROBE_MARK_PAGES);
 	xa_unlock(xa);
 	ucmd->made = obj->id;
 }

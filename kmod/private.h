@@ -76,7 +76,8 @@ struct dmaprobe_session {
 	struct list_head node;
 	struct xarray objects;
 	struct user_struct *user;	/* who is charged; NULL with CAP_IPC_LOCK */
-	atomic_long_t nr_pages;
+	atomic_long_t nr_pages;		/* charged */
+	atomic_long_t nr_pinned;	/* pages of user memory */
 	bool enabled;			/* under dmaprobe_device::lock */
 };
 
@@ -107,10 +108,15 @@ struct dmaprobe_object_type {
 	void (*release)(struct dmaprobe_object *obj);
 	bool memory;		/* what others map; torn down after them */
 	bool mapping;		/* what DMAPROBE_UNMAP takes */
+	bool has_pages;		/* is a struct dmaprobe_memory */
 
 	/*
 	 * What commands do that take objects of several types; absent where a
 	 * type has no use for it. The object is held by the caller.
+	 *
+	 * mmap() runs without unplug_lock, so the device can go away meanwhile.
+	 * copy() checks the range with dmaprobe_copy_fits(); that it is not empty
+	 * and does not overflow is known.
 	 */
 	int (*mmap)(struct dmaprobe_object *obj, struct vm_area_struct *vma,
 		    unsigned long first_page);
@@ -130,8 +136,8 @@ struct dmaprobe_object {
 
 extern const struct dmaprobe_object_type dmaprobe_buffer_type;
 
-/* Marks buffers in the xarray, for those who look for one by its memory. */
-#define DMAPROBE_MARK_BUFFER	XA_MARK_1
+/* Marks objects with pages in the xarray, for those who look for one by them. */
+#define DMAPROBE_MARK_PAGES	XA_MARK_1
 
 /* object.c */
 int dmaprobe_object_reserve(struct dmaprobe_session *s,
@@ -153,11 +159,52 @@ int dmaprobe_attrs(u64 attrs, u64 taken, unsigned long *out);
 int dmaprobe_map_attrs(const struct dmaprobe_session *s, u64 attrs, u64 taken,
 		       unsigned long *out);
 
+/* memory.c */
+
+/*
+ * The common part of objects that are made of pages: bytes @skew to
+ * @skew + @length of the pages, one after the other. Offsets in an object count
+ * from its first byte.
+ */
+struct dmaprobe_memory {
+	struct dmaprobe_object obj;
+	struct page **pages;	/* NULL: no page can be found */
+	u32 *by_pfn;		/* their indices, ascending by page; NULL: one run */
+	unsigned long nr_pages;
+	u64 length;
+	u32 skew;
+};
+
+static_assert(offsetof(struct dmaprobe_memory, obj) == 0);
+
+static inline struct dmaprobe_memory *
+dmaprobe_obj_memory(struct dmaprobe_object *obj)
+{
+	return container_of(obj, struct dmaprobe_memory, obj);
+}
+
+int dmaprobe_charge(struct dmaprobe_session *s, unsigned long nr);
+void dmaprobe_uncharge(struct dmaprobe_session *s, unsigned long nr);
+
+int dmaprobe_memory_index(struct dmaprobe_memory *mem);
+void dmaprobe_memory_free(struct dmaprobe_memory *mem);
+bool dmaprobe_memory_find(const struct dmaprobe_memory *mem, phys_addr_t phys,
+			  u64 expected, u64 *offset, u64 *length);
+struct dmaprobe_memory *dmaprobe_memory_get(const struct dmaprobe_ucmd *ucmd,
+					    u32 id);
+u64 dmaprobe_mmap_offset(const struct dmaprobe_object *obj);
+int dmaprobe_mmap(struct file *file, struct vm_area_struct *vma);
+int dmaprobe_copy_linear(const struct dmaprobe_copy *cmd, void *start);
+
+/* Whether the range of a copy is inside an object of @length bytes. */
+static inline bool dmaprobe_copy_fits(const struct dmaprobe_copy *cmd, u64 length)
+{
+	return cmd->length <= length && cmd->offset <= length - cmd->length;
+}
+
 /* buffer.c */
 struct dmaprobe_buffer {
-	struct dmaprobe_object obj;
-	struct page **pages;
-	unsigned long nr_pages;
+	struct dmaprobe_memory mem;
 	u32 kind;
 };
 
@@ -168,16 +215,13 @@ struct dmaprobe_buffer *dmaprobe_buffer_get(const struct dmaprobe_ucmd *ucmd,
 static inline void dmaprobe_buffer_put(struct dmaprobe_buffer *buf)
 {
 	if (!IS_ERR_OR_NULL(buf))
-		dmaprobe_object_put(&buf->obj);
+		dmaprobe_object_put(&buf->mem.obj);
 }
 
 DEFINE_FREE(dmaprobe_buffer_put, struct dmaprobe_buffer *, dmaprobe_buffer_put(_T))
 
 int dmaprobe_buffer_range(const struct dmaprobe_buffer *buf, u64 offset,
 			  u64 length, u32 dir, phys_addr_t *phys);
-bool dmaprobe_buffer_find(const struct dmaprobe_buffer *buf, phys_addr_t phys,
-			  u64 *offset);
-int dmaprobe_mmap(struct file *file, struct vm_area_struct *vma);
 
 /* mapping.c */
 int dmaprobe_check_reach(const struct dmaprobe_device *dd, phys_addr_t phys,

@@ -122,11 +122,11 @@ static struct dmaprobe_buffer *list_hold(const struct dmaprobe_ucmd *ucmd,
 
 	if (IS_ERR(buf))
 		return buf;
-	if (xa_load(&list->buffers, buf->obj.id)) {
+	if (xa_load(&list->buffers, buf->mem.obj.id)) {
 		dmaprobe_buffer_put(buf);
 		return buf;
 	}
-	ret = xa_err(xa_store(&list->buffers, buf->obj.id, buf,
+	ret = xa_err(xa_store(&list->buffers, buf->mem.obj.id, buf,
 			      GFP_KERNEL_ACCOUNT));
 	if (ret) {
 		dmaprobe_buffer_put(buf);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What the IOMMU's page tables say, in terms of the session's buffers.
+ * What the IOMMU's page tables say, in terms of the session's memory.
  *
  * The answer comes from iommu_iova_to_phys() alone; no record of what was mapped
  * or linked goes into it.
@@ -14,39 +14,49 @@
 
 #define TRANSLATE_MAX_LENGTH	SZ_4G
 
-/* The buffer the last granule was found in: the next is likely there as well. */
+/* Where the last granule was found: the next is likely to follow it. */
 struct cursor {
 	const struct dmaprobe_ucmd *ucmd;
 	struct dmaprobe_session *session;
-	struct dmaprobe_buffer *buf;
+	struct dmaprobe_memory *mem;
+	u64 expected;		/* offset in it */
 };
 
-static void cursor_set(struct cursor *c, struct dmaprobe_buffer *buf)
+static void cursor_set(struct cursor *c, struct dmaprobe_memory *mem)
 {
-	dmaprobe_buffer_put(c->buf);
-	c->buf = buf;
+	if (c->mem)
+		dmaprobe_object_put(&c->mem->obj);
+	c->mem = mem;
 }
 
-static bool cursor_find(struct cursor *c, phys_addr_t phys, u64 *offset)
+/*
+ * Find the memory at @phys. *@length, at most up to the end of the page, shrinks to
+ * the bytes that are alike.
+ */
+static bool cursor_find(struct cursor *c, phys_addr_t phys, u64 *offset,
+			u64 *length)
 {
 	struct dmaprobe_object *obj;
+	u64 len = *length;
 	unsigned long id;
 
-	if (c->buf && dmaprobe_buffer_find(c->buf, phys, offset))
+	if (c->mem && dmaprobe_memory_find(c->mem, phys, c->expected, offset,
+					   length))
 		return true;
 
-	xa_for_each_marked(&c->session->objects, id, obj, DMAPROBE_MARK_BUFFER) {
-		struct dmaprobe_buffer *buf =
-			dmaprobe_buffer_get(c->ucmd, id);
+	xa_for_each_marked(&c->session->objects, id, obj, DMAPROBE_MARK_PAGES) {
+		struct dmaprobe_memory *mem = dmaprobe_memory_get(c->ucmd, id);
 
-		if (IS_ERR(buf))
+		if (IS_ERR(mem))
 			continue;
-		if (dmaprobe_buffer_find(buf, phys, offset)) {
-			cursor_set(c, buf);
+		if (dmaprobe_memory_find(mem, phys, 0, offset, &len)) {
+			cursor_set(c, mem);
+			*length = len;
 			return true;
 		}
-		dmaprobe_buffer_put(buf);
+		dmaprobe_object_put(&mem->obj);
 	}
+	*length = min(*length, len);
 	return false;
 }
 
@@ -75,10 +85,11 @@ static void translate_one(struct cursor *c, u64 iova, u64 end,
 		return;
 
 	ext->phys = phys;
-	if (cursor_find(c, phys, &offset)) {
+	if (cursor_find(c, phys, &offset, &ext->length)) {
 		ext->kind = DMAPROBE_EXTENT_BUFFER;
-		ext->buffer_id = c->buf->obj.id;
+		ext->buffer_id = c->mem->obj.id;
 		ext->buffer_offset = offset;
+		c->expected = offset + ext->length;
 	} else {
 		ext->kind = DMAPROBE_EXTENT_FOREIGN;
 	}
@@ -149,9 +160,9 @@ int dmaprobe_op_translate(struct dmaprobe_ucmd *ucmd)
 		return -EOPNOTSUPP;
 
 	if (cmd->buffer_id) {
-		c.buf = dmaprobe_buffer_get(ucmd, cmd->buffer_id);
-		if (IS_ERR(c.buf))
-			return PTR_ERR(c.buf);
+		c.mem = dmaprobe_memory_get(ucmd, cmd->buffer_id);
+		if (IS_ERR(c.mem))
+			return PTR_ERR(c.mem);
 	}
 	ret = translate(&c, cmd);
 	cursor_set(&c, NULL);

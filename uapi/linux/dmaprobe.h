@@ -880,8 +880,7 @@ struct dmaprobe_extent {
  * @flags: &enum dmaprobe_translate_flags
  * @iova: first address
  * @length: length, at least 1, at most 4 GiB
- * @buffer_id: the buffer to look into first, or 0; it saves a search and
- *	changes no result
+ * @buffer_id: the buffer or allocation to look into first, or 0; it saves a search
  * @nr_extents: in: room at @extents, in entries, at least 1; out: entries
  *	written
  * @extents: address of an array of &struct dmaprobe_extent
@@ -894,6 +893,11 @@ struct dmaprobe_extent {
  * neighbouring holes, and neighbouring foreign granules that are physically
  * contiguous. With %DMAPROBE_TRANSLATE_PHYS every extent is physically
  * contiguous.
+ *
+ * A buffer need not begin and end with a granule. The other bytes of its first and
+ * last granule, which the device reaches too, are not the buffer's: foreign, unless
+ * they are another's. Memory that was pinned twice is told as one of its places,
+ * preferably the one in @buffer_id, or the one that continues the extent.
  *
  * EOPNOTSUPP without an IOMMU; EINTR when a signal arrives.
  */

@@ -1,0 +1,308 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What all memory has in common, whoever allocated it: it is charged, a physical
+ * address can be found in it, programs mmap it and copy to and from it.
+ */
+#include <linux/capability.h>
+#include <linux/fs.h>
+#include <linux/mm.h>
+#include <linux/moduleparam.h>
+#include <linux/overflow.h>
+#include <linux/sched/signal.h>
+#include <linux/sched/user.h>
+#include <linux/slab.h>
+#include <linux/sort.h>
+#include <linux/uaccess.h>
+
+#include "compat.h"
+#include "private.h"
+
+static unsigned int session_max_mib = 1024;
+module_param(session_max_mib, uint, 0644);
+MODULE_PARM_DESC(session_max_mib, "Memory a session may allocate or pin, in MiB");
+
+/* mmap offset: the id above, the offset in the object in the lower 32 bits. */
+#define MMAP_ID_SHIFT		32
+
+/**
+ * dmaprobe_charge - charge memory to a session, before it is allocated
+ * @s: the session
+ * @nr: pages
+ *
+ * The session's own limit holds for everybody; RLIMIT_MEMLOCK for those who were
+ * without CAP_IPC_LOCK when they opened the session.
+ *
+ * Return: 0, or -ENOMEM
+ */
+int dmaprobe_charge(struct dmaprobe_session *s, unsigned long nr)
+{
+	unsigned long limit = (unsigned long)READ_ONCE(session_max_mib)
+			      << (20 - PAGE_SHIFT);
+
+	if (atomic_long_add_return(nr, &s->nr_pages) > limit)
+		goto over_session;
+	if (s->user) {
+		limit = rlimit(RLIMIT_MEMLOCK) >> PAGE_SHIFT;
+		if (atomic_long_add_return(nr, &s->user->locked_vm) > limit)
+			goto over_user;
+	}
+	return 0;
+
+over_user:
+	atomic_long_sub(nr, &s->user->locked_vm);
+over_session:
+	atomic_long_sub(nr, &s->nr_pages);
+	return -ENOMEM;
+}
+
+/**
+ * dmaprobe_uncharge - give back what was charged
+ * @s: the session
+ * @nr: pages
+ */
+void dmaprobe_uncharge(struct dmaprobe_session *s, unsigned long nr)
+{
+	if (s->user)
+		atomic_long_sub(nr, &s->user->locked_vm);
+	atomic_long_sub(nr, &s->nr_pages);
+}
+
+static unsigned long mem_pfn(const struct dmaprobe_memory *mem, unsigned long i)
+{
+	return page_to_pfn(mem->pages[i]);
+}
+
+/* Equal pages by their place, so that the first one is found first. */
+static int cmp_index(const void *a, const void *b, const void *priv)
+{
+	const struct dmaprobe_memory *mem = priv;
+	u32 ia = *(const u32 *)a, ib = *(const u32 *)b;
+	unsigned long pa = mem_pfn(mem, ia), pb = mem_pfn(mem, ib);
+
+	if (pa != pb)
+		return pa < pb ? -1 : 1;
+	return ia < ib ? -1 : ia > ib;
+}
+
+/**
+ * dmaprobe_memory_index - prepare lookup by physical address
+ * @mem: memory whose pages are all there and do not change any more
+ *
+ * Return: 0, or -ENOMEM
+ */
+int dmaprobe_memory_index(struct dmaprobe_memory *mem)
+{
+	unsigned long i;
+
+	for (i = 1; i < mem->nr_pages; i++)
+		if (mem_pfn(mem, i) != mem_pfn(mem, 0) + i)
+			break;
+	if (i >= mem->nr_pages)
+		return 0;
+
+	mem->by_pfn = kvmalloc_array(mem->nr_pages, sizeof(*mem->by_pfn),
+				     GFP_KERNEL_ACCOUNT);
+	if (!mem->by_pfn)
+		return -ENOMEM;
+	for (i = 0; i < mem->nr_pages; i++)
+		mem->by_pfn[i] = i;
+	sort_r(mem->by_pfn, mem->nr_pages, sizeof(*mem->by_pfn), cmp_index, NULL,
+	       mem);
+	return 0;
+}
+
+/**
+ * dmaprobe_memory_free - free the arrays of an object with pages
+ * @mem: the memory; the pages themselves are its owner's to free
+ */
+void dmaprobe_memory_free(struct dmaprobe_memory *mem)
+{
+	kvfree(mem->by_pfn);
+	kvfree(mem->pages);
+}
+
+/* Whether a physical address is in page @i of the memory, and at what offset. */
+static bool find_at(const struct dmaprobe_memory *mem, unsigned long i,
+		    phys_addr_t phys, u64 *offset)
+{
+	u64 at;
+
+	if (i >= mem->nr_pages || mem_pfn(mem, i) != PHYS_PFN(phys))
+		return false;
+	at = ((u64)i << PAGE_SHIFT) + offset_in_page(phys);
+	if (at < mem->skew || at - mem->skew >= mem->length)
+		return false;
+	*offset = at - mem->skew;
+	return true;
+}
+
+/* The position in by_pfn[] of the first page that is not below @pfn. */
+static unsigned long lower_bound(const struct dmaprobe_memory *mem,
+				 unsigned long pfn)
+{
+	unsigned long low = 0, high = mem->nr_pages;
+
+	while (low < high) {
+		unsigned long mid = low + (high - low) / 2;
+
+		if (mem_pfn(mem, mem->by_pfn[mid]) < pfn)
+			low = mid + 1;
+		else
+			high = mid;
+	}
+	return low;
+}
+
+static bool find(const struct dmaprobe_memory *mem, phys_addr_t phys,
+		 u64 expected, u64 *offset)
+{
+	unsigned long pfn = PHYS_PFN(phys), i;
+
+	if (expected < mem->length &&
+	    find_at(mem, (mem->skew + expected) >> PAGE_SHIFT, phys, offset))
+		return true;
+	if (!mem->by_pfn)
+		return find_at(mem, pfn - mem_pfn(mem, 0), phys, offset);
+
+	/* A page that is there more than once need not be whole each time. */
+	for (i = lower_bound(mem, pfn); i < mem->nr_pages; i++) {
+		if (mem_pfn(mem, mem->by_pfn[i]) != pfn)
+			break;
+		if (find_at(mem, mem->by_pfn[i], phys, offset))
+			return true;
+	}
+	return false;
+}
+
+/**
+ * dmaprobe_memory_find - find a physical address in an object with pages
+ * @mem: the memory
+ * @phys: the physical address
+ * @expected: the offset where it probably is: looked at first, at once
+ * @offset: out: where it is in the object
+ * @length: in: bytes of interest from @phys on, inside its page; out: those of
+ *	them for which the answer holds
+ *
+ * Return: whether it is there
+ */
+bool dmaprobe_memory_find(const struct dmaprobe_memory *mem, phys_addr_t phys,
+			  u64 expected, u64 *offset, u64 *length)
+{
+	if (!mem->pages || !mem->nr_pages)
+		return false;
+	if (find(mem, phys, expected, offset)) {
+		*length = min(*length, mem->length - *offset);
+		return true;
+	}
+	/* The object may begin behind it, in the same page. */
+	if (mem_pfn(mem, 0) == PHYS_PFN(phys) && offset_in_page(phys) < mem->skew)
+		*length = min(*length, mem->skew - offset_in_page(phys));
+	return false;
+}
+
+/**
+ * dmaprobe_memory_get - look an object with pages up
+ * @ucmd: the call that names it
+ * @id: its id
+ *
+ * Return: its memory with a reference taken, or ERR_PTR(-ENOENT)
+ */
+struct dmaprobe_memory *dmaprobe_memory_get(const struct dmaprobe_ucmd *ucmd,
+					    u32 id)
+{
+	struct dmaprobe_object *obj = dmaprobe_object_get(ucmd, id, NULL);
+
+	if (IS_ERR(obj))
+		return ERR_CAST(obj);
+	if (obj->type->has_pages)
+		return dmaprobe_obj_memory(obj);
+	dmaprobe_object_put(obj);
+	return ERR_PTR(-ENOENT);
+}
+
+/**
+ * dmaprobe_mmap_offset - what to give to mmap() for an object
+ * @obj: the object, with its id
+ *
+ * Return: the offset of its first page
+ */
+u64 dmaprobe_mmap_offset(const struct dmaprobe_object *obj)
+{
+	return (u64)obj->id << MMAP_ID_SHIFT;
+}
+
+int dmaprobe_mmap(struct file *file, struct vm_area_struct *vma)
+{
+	struct dmaprobe_session *s = file->private_data;
+	struct dmaprobe_ucmd lookup = { .session = s };
+	struct dmaprobe_object *obj;
+	int ret = -ENOENT;
+
+	if (!READ_ONCE(s->dd->pdev))
+		return -ENODEV;
+	/* A private mapping would show the device's writes only by half. */
+	if (!(vma->vm_flags & VM_SHARED))
+		return -EINVAL;
+
+	obj = dmaprobe_object_get(&lookup, vma->vm_pgoff >>
+					   (MMAP_ID_SHIFT - PAGE_SHIFT), NULL);
+	if (IS_ERR(obj))
+		return PTR_ERR(obj);
+	if (obj->type->mmap)
+		ret = obj->type->mmap(obj, vma,
+				      vma->vm_pgoff & (BIT(MMAP_ID_SHIFT -
+							   PAGE_SHIFT) - 1));
+	dmaprobe_object_put(obj);
+	return ret;
+}
+
+/**
+ * dmaprobe_copy_linear - copy between a program and memory with a kernel mapping
+ * @cmd: the copy; its range was checked
+ * @start: kernel address of the object's first byte
+ *
+ * Return: 0, -EFAULT, or -EINTR when the process is being killed
+ */
+int dmaprobe_copy_linear(const struct dmaprobe_copy *cmd, void *start)
+{
+	void __user *user = u64_to_user_ptr(cmd->addr);
+	void *kernel = start + cmd->offset;
+	u64 done = 0;
+
+	while (done < cmd->length) {
+		size_t n = min(cmd->length - done,
+			       PAGE_SIZE - offset_in_page(kernel + done));
+
+		if (fatal_signal_pending(current))
+			return -EINTR;
+		if (cmd->dir == DMAPROBE_COPY_READ ?
+			    copy_to_user(user + done, kernel + done, n) :
+			    copy_from_user(kernel + done, user + done, n))
+			return -EFAULT;
+		done += n;
+		cond_resched();
+	}
+	return 0;
+}
+
+int dmaprobe_op_copy(struct dmaprobe_ucmd *ucmd)
+{
+	struct dmaprobe_copy *cmd = ucmd->cmd;
+	struct dmaprobe_object *obj;
+	u64 end;
+	int ret = -ENOENT;
+
+	if (cmd->dir > DMAPROBE_COPY_WRITE || !cmd->length ||
+	    check_add_overflow(cmd->offset, cmd->length, &end))
+		return -EINVAL;
+	if (!access_ok(u64_to_user_ptr(cmd->addr), cmd->length))
+		return -EFAULT;
+
+	obj = dmaprobe_object_get(ucmd, cmd->id, NULL);
+	if (IS_ERR(obj))
+		return PTR_ERR(obj);
+	if (obj->type->copy)
+		ret = obj->type->copy(obj, cmd);
+	dmaprobe_object_put(obj);
+	return ret;
+}
