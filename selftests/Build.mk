@@ -4,6 +4,7 @@
 
 SELFTEST_SRCS := \
 	selftests/abi.cc \
+	selftests/attrs.cc \
 	selftests/buffer.cc \
 	selftests/engine.cc \
 	selftests/fixture.cc \
@@ -12,6 +13,8 @@ SELFTEST_SRCS := \
 	selftests/lifecycle.cc \
 	selftests/main.cc \
 	selftests/mapping.cc \
+	selftests/resource.cc \
+	selftests/sg.cc \
 	selftests/system.cc \
 	selftests/tool.cc
 
