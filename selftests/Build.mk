@@ -6,6 +6,7 @@ SELFTEST_SRCS := \
 	selftests/abi.cc \
 	selftests/attrs.cc \
 	selftests/buffer.cc \
+	selftests/calls.cc \
 	selftests/engine.cc \
 	selftests/fixture.cc \
 	selftests/iova.cc \
@@ -28,6 +29,9 @@ UNITTEST_SRCS := \
 	selftests/unit_ktap.cc \
 	selftests/unit_pci.cc \
 	selftests/unit_types.cc
+
+# It embeds both.
+$(BUILD)/obj/selftests/calls.o: Documentation/api-calls.csv uapi/linux/dmaprobe.h
 
 LINK_TESTS = $(CXX) $(CXXFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) -lgmock -lgtest -pthread
 

@@ -384,7 +384,7 @@ const std::vector<Op>& ops() {
         }
         {
             using T = struct dmaprobe_map_sg;
-            all.push_back(of<T>({.min_size = 56,
+            all.push_back(of<T>({.min_size = 48,
                                  .attrs = {{AT(attrs), DMAPROBE_MAP_ATTRS}},
                                  .enums = {{AT(kind), 2}, {AT(dir), 3}},
                                  .pointers = {{AT(entries), true}},
@@ -402,7 +402,7 @@ const std::vector<Op>& ops() {
         }
         {
             using T = struct dmaprobe_map_resource;
-            all.push_back(of<T>({.min_size = 64,
+            all.push_back(of<T>({.min_size = 56,
                                  .reserved = {AT(__reserved)},
                                  .attrs = {{AT(attrs), resource_attrs}},
                                  .enums = {{AT(bar), 6}, {AT(dir), 3}},
