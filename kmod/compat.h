@@ -36,9 +36,9 @@ static inline int copy_struct_to_user(void __user *dst, size_t usize,
 #endif
 
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 16, 0)
-#define DMAPROBE_HAVE_DMA_IOVA	1
+#define DMAPROBE_HAVE_DMA_IOVA	true
 #else
-#define DMAPROBE_HAVE_DMA_IOVA	0
+#define DMAPROBE_HAVE_DMA_IOVA	false
 
 struct dma_iova_state {
 	dma_addr_t addr;
@@ -107,9 +107,9 @@ static inline bool dma_need_unmap(struct device *dev)
 #endif
 
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 18, 0)
-#define DMAPROBE_HAVE_DMA_MAP_PHYS	1
+#define DMAPROBE_HAVE_DMA_MAP_PHYS	true
 #else
-#define DMAPROBE_HAVE_DMA_MAP_PHYS	0
+#define DMAPROBE_HAVE_DMA_MAP_PHYS	false
 
 static inline dma_addr_t dma_map_phys(struct device *dev, phys_addr_t phys,
 				      size_t size, enum dma_data_direction dir,

@@ -4,7 +4,9 @@
 
 SELFTEST_SRCS := \
 	selftests/abi.cc \
+	selftests/attrs.cc \
 	selftests/buffer.cc \
+	selftests/calls.cc \
 	selftests/engine.cc \
 	selftests/fixture.cc \
 	selftests/iova.cc \
@@ -12,6 +14,8 @@ SELFTEST_SRCS := \
 	selftests/lifecycle.cc \
 	selftests/main.cc \
 	selftests/mapping.cc \
+	selftests/resource.cc \
+	selftests/sg.cc \
 	selftests/system.cc \
 	selftests/tool.cc
 
@@ -25,6 +29,9 @@ UNITTEST_SRCS := \
 	selftests/unit_ktap.cc \
 	selftests/unit_pci.cc \
 	selftests/unit_types.cc
+
+# It embeds both.
+$(BUILD)/obj/selftests/calls.o: Documentation/api-calls.csv uapi/linux/dmaprobe.h
 
 LINK_TESTS = $(CXX) $(CXXFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) -lgmock -lgtest -pthread
 
