@@ -12,6 +12,7 @@ SELFTEST_SRCS := \
 	selftests/lifecycle.cc \
 	selftests/main.cc \
 	selftests/mapping.cc \
+	selftests/pin.cc \
 	selftests/system.cc \
 	selftests/tool.cc
 
