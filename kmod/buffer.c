@@ -209,16 +209,13 @@ static void buffer_clear(struct dmaprobe_session *s, struct dmaprobe_buffer *buf
 {
 	unsigned long i;
 
-	if (buf->pinned) {
+	if (buf->pinned)
 		unpin(s, buf);
-	} else if (buf->kmem) {
-		kfree(buf->kmem);
-	} else {
-		for (i = 0; i < buf->mem.nr_pages; i++) {
-			put_page(buf->mem.pages[i]);
-			cond_resched();
-		}
+	for (i = 0; !buf->pinned && !buf->kmem && i < buf->mem.nr_pages; i++) {
+		put_page(buf->mem.pages[i]);
+		cond_resched();
 	}
+	kfree(buf->kmem);
 	dmaprobe_memory_free(&buf->mem);
 	dmaprobe_uncharge(s, buf->charged);
 }

@@ -382,7 +382,6 @@ TEST_P(BufferKinds, ForkedChildSeesTheSame) {
     EXPECT_TRUE(std::ranges::all_of(m.bytes(), [](std::byte x) { return x == std::byte{0x32}; }));
 }
 
-
 // --- the layouts ------------------------------------------------------------
 
 constexpr uint32_t map_kinds[] = {DMAPROBE_MAP_SINGLE, DMAPROBE_MAP_PAGE, DMAPROBE_MAP_PHYS};
@@ -630,8 +629,8 @@ TEST_P(BufferKinds, CopyAndMmapSeeTheSame) {
     ASSERT_OK(s.alloc(b, 4 * page, kind()));
     Memory m = s.mmap(b);
     ASSERT_TRUE(m);
-    const std::pair<size_t, size_t> ranges[] = {
-        {0, 4 * page}, {0, 1}, {4 * page - 1, 1}, {page - 1, 2}, {3, 3 * page}, {2 * page, page}};
+    const std::pair<size_t, size_t> ranges[] = {{0, 4 * page}, {0, 1},        {4 * page - 1, 1},
+                                                {page - 1, 2}, {3, 3 * page}, {2 * page, page}};
     for (const auto& [offset, length] : ranges) {
         SCOPED_TRACE(std::format("{} bytes from {} on", length, offset));
         std::vector<std::byte> want(4 * page);

@@ -139,8 +139,9 @@ TEST_F(Pin, AnonymousMemoryAtAnyByte) {
 
     ASSERT_TRUE(m);
     const std::pair<uint64_t, uint64_t> ranges[] = {
-        {0, 4 * page}, {0, 1},        {1, 1},  {page - 1, 2},     {100, 2 * page},
-        {3, page - 3}, {page, page}, {7, 4 * page - 7}, {4 * page - 1, 1},
+        {0, 4 * page},     {0, 1},        {1, 1},       {page - 1, 2},
+        {100, 2 * page},   {3, page - 3}, {page, page}, {7, 4 * page - 7},
+        {4 * page - 1, 1},
     };
     for (const auto& [offset, length] : ranges) {
         SCOPED_TRACE(std::format("{} bytes from {} on", length, offset));
@@ -351,9 +352,9 @@ TEST_F(Pin, AnonymousMemoryStaysWhenUnmapped) {
     ASSERT_OK(s.pin(b, at, 2 * page));
     ASSERT_OK(map(op, b, 0, page));
     m.unmap();
-    ASSERT_EQ(mmap(at, 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED,
-                   -1, 0),
-              at);
+    ASSERT_EQ(
+        mmap(at, 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+        at);
     Memory again(at, 2 * page);
     memset(again.data(), 0xff, again.size());
     if (iommu)
@@ -497,20 +498,19 @@ TEST_F(Pin, NeighboursInOnePage) {
     ASSERT_OK(s.pin(second, m.data() + 1024, 512));
     ASSERT_OK(map(op, second, 0, 512));
     const uint64_t start = op.dma_addr - 1024;
-    expect_extents({{.iova = start, .length = 256, .kind = DMAPROBE_EXTENT_FOREIGN},
-                    {.iova = start + 256,
-                     .length = 256,
-                     .kind = DMAPROBE_EXTENT_BUFFER,
-                     .buffer_id = first.id},
-                    {.iova = start + 512, .length = 512, .kind = DMAPROBE_EXTENT_FOREIGN},
-                    {.iova = start + 1024,
-                     .length = 512,
-                     .kind = DMAPROBE_EXTENT_BUFFER,
-                     .buffer_id = second.id},
-                    {.iova = start + 1536,
-                     .length = s.granule() - 1536,
-                     .kind = DMAPROBE_EXTENT_FOREIGN}},
-                   start, s.granule());
+    expect_extents(
+        {{.iova = start, .length = 256, .kind = DMAPROBE_EXTENT_FOREIGN},
+         {.iova = start + 256,
+          .length = 256,
+          .kind = DMAPROBE_EXTENT_BUFFER,
+          .buffer_id = first.id},
+         {.iova = start + 512, .length = 512, .kind = DMAPROBE_EXTENT_FOREIGN},
+         {.iova = start + 1024,
+          .length = 512,
+          .kind = DMAPROBE_EXTENT_BUFFER,
+          .buffer_id = second.id},
+         {.iova = start + 1536, .length = s.granule() - 1536, .kind = DMAPROBE_EXTENT_FOREIGN}},
+        start, s.granule());
 }
 
 // A buffer's own memory, of this session and of another that is closed meanwhile.
