@@ -76,6 +76,28 @@ bool drop_ipc_lock() {
     return syscall(SYS_capset, &header, data.data()) == 0;
 }
 
+// Puts a file of /proc or /sys back that offers a choice, "one [two] three", or a number.
+class KeepSetting {
+public:
+    explicit KeepSetting(const char* path) : path_(path), had_(read_text(path)) {
+        if (const auto open = had_.find('['), end = had_.find(']');
+            open != std::string::npos && end != std::string::npos)
+            had_ = had_.substr(open + 1, end - open - 1);
+    }
+    KeepSetting(const KeepSetting&) = delete;
+    KeepSetting& operator=(const KeepSetting&) = delete;
+    ~KeepSetting() {
+        if (!had_.empty())
+            write_text(path_, had_);
+    }
+
+    const std::string& had() const { return had_; }
+
+private:
+    const char* path_;
+    std::string had_;
+};
+
 class Pin : public DeviceTest {
 protected:
     void SetUp() override {
@@ -370,48 +392,46 @@ TEST_F(Pin, AnonymousMemoryStaysWhenUnmapped) {
 TEST_F(Pin, HugePages) {
     constexpr size_t huge = size_t{2} << 20;
     const char* const path = "/proc/sys/vm/nr_hugepages";
-    const std::string had = read_text(path);
+    const KeepSetting number(path);
 
-    if (had.empty())
+    if (number.had().empty())
         GTEST_SKIP() << "this kernel has no hugetlb pages";
-    if (write_text(path, std::to_string(std::stoul(had) + 2)))
+    if (write_text(path, std::to_string(std::stoul(number.had()) + 2)))
         GTEST_SKIP() << "hugetlb pages cannot be reserved";
     void* at = mmap(nullptr, huge, PROT_READ | PROT_WRITE,
                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | (21 << MAP_HUGE_SHIFT), -1, 0);
-    if (at == MAP_FAILED) {
-        write_text(path, had);
+    if (at == MAP_FAILED)
         GTEST_SKIP() << "no hugetlb page of 2 MiB to be had: " << strerror(errno);
-    }
-    {
-        Memory m(at, huge);
-        Buffer b;
-        dmaprobe_map op = {};
 
-        ASSERT_OK(s.pin(b, m.data(), huge));
-        expect_pinned(512);
-        ASSERT_OK(map(op, b, 0, huge)) << "a huge page is contiguous";
-        if (iommu)
-            expect_leads_to(op.dma_addr, huge, b, 0);
-        m.unmap();
-        ASSERT_OK(s.unmap(op.id));
-        ASSERT_OK(map(op, b, 4097, huge - 5000));
-        if (iommu)
-            expect_leads_to(op.dma_addr, huge - 5000, b, 4097);
-        ASSERT_OK(s.unmap(op.id));
-        ASSERT_OK(s.free(b));
-        expect_pinned(0);
-    }
-    EXPECT_EQ(write_text(path, had), 0);
+    Memory m(at, huge);
+    Buffer b;
+    dmaprobe_map op = {};
+    ASSERT_OK(s.pin(b, m.data(), huge));
+    expect_pinned(512);
+    ASSERT_OK(map(op, b, 0, huge)) << "a huge page is contiguous";
+    if (iommu)
+        expect_leads_to(op.dma_addr, huge, b, 0);
+    m.unmap();
+    ASSERT_OK(s.unmap(op.id));
+    ASSERT_OK(map(op, b, 4097, huge - 5000));
+    if (iommu)
+        expect_leads_to(op.dma_addr, huge - 5000, b, 4097);
+    ASSERT_OK(s.unmap(op.id));
+    ASSERT_OK(s.free(b));
+    expect_pinned(0);
 }
 
 TEST_F(Pin, TransparentHugePages) {
     constexpr size_t huge = size_t{2} << 20;
+    // Small machines have them switched off.
+    const char* const path = "/sys/kernel/mm/transparent_hugepage/enabled";
+    const KeepSetting enabled(path);
     Memory m = anonymous(2 * huge);
     Buffer b;
     dmaprobe_map op = {};
 
     ASSERT_TRUE(m);
-    if (madvise(m.data(), m.size(), MADV_HUGEPAGE))
+    if (write_text(path, "madvise") || madvise(m.data(), m.size(), MADV_HUGEPAGE))
         GTEST_SKIP() << "this kernel has no transparent huge pages";
     memset(m.data(), 1, m.size());
     std::byte* start = m.data() + (huge - m.address() % huge) % huge;
