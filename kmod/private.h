@@ -227,7 +227,10 @@ static inline bool dmaprobe_copy_fits(const struct dmaprobe_copy *cmd, u64 lengt
 /* buffer.c */
 struct dmaprobe_buffer {
 	struct dmaprobe_memory mem;
-	u32 kind;
+	unsigned long charged;	/* pages */
+	void *kmem;		/* of a kmalloc buffer */
+	bool pinned;		/* user memory */
+	bool read_only;		/* for the device */
 };
 
 struct dmaprobe_buffer *dmaprobe_buffer_get(const struct dmaprobe_ucmd *ucmd,

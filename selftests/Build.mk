@@ -14,6 +14,7 @@ SELFTEST_SRCS := \
 	selftests/lifecycle.cc \
 	selftests/main.cc \
 	selftests/mapping.cc \
+	selftests/pin.cc \
 	selftests/resource.cc \
 	selftests/sg.cc \
 	selftests/system.cc \

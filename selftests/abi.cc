@@ -241,7 +241,10 @@ const std::vector<Op>& ops() {
         }
         {
             using T = struct dmaprobe_buffer_alloc;
-            all.push_back(of<T>({.min_size = 32, .enums = {{AT(kind), 2}}, .answers = true},
+            all.push_back(of<T>({.min_size = 32,
+                                 .flags = DMAPROBE_BUFFER_NODE,
+                                 .enums = {{AT(kind), 3}},
+                                 .answers = true},
                                 [](Live& live, T& t) { t.length = live.length; }));
         }
         {
@@ -419,6 +422,30 @@ const std::vector<Op>& ops() {
                                     t.id = live.mapping();
                                     t.nr_segments = 16;
                                     t.segments = live.extents.address();
+                                }));
+        }
+        {
+            using T = struct dmaprobe_buffer_pin;
+            all.push_back(of<T>({.min_size = 32,
+                                 .flags = DMAPROBE_BUFFER_PIN_READ_ONLY,
+                                 .reserved = {AT(__reserved)},
+                                 .pointers = {{AT(addr)}},
+                                 .answers = true},
+                                [](Live& live, T& t) {
+                                    t.addr = live.extents.address();
+                                    t.length = live.extents.size();
+                                }));
+        }
+        {
+            using T = struct dmaprobe_copy;
+            all.push_back(of<T>({.min_size = 40,
+                                 .ids = {{AT(id), Kind::buffer}},
+                                 .enums = {{AT(dir), 2}},
+                                 .pointers = {{AT(addr)}}},
+                                [](Live& live, T& t) {
+                                    t.id = live.buffer();
+                                    t.length = live.extents.size();
+                                    t.addr = live.extents.address();
                                 }));
         }
         return all;

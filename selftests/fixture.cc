@@ -143,6 +143,29 @@ int Raw::free(const Buffer& buffer) const {
     return (*this)(op);
 }
 
+int Raw::pin(Buffer& out, const void* start, uint64_t length, uint32_t flags) const {
+    dmaprobe_buffer_pin op = {};
+
+    op.flags = flags;
+    op.addr = reinterpret_cast<uintptr_t>(start);
+    op.length = length;
+    const int err = (*this)(op);
+    if (!err)
+        out = {.id = op.id, .length = length};
+    return err;
+}
+
+int Raw::copy(uint32_t id, uint32_t dir, uint64_t offset, std::span<std::byte> bytes) const {
+    dmaprobe_copy op = {};
+
+    op.id = id;
+    op.dir = dir;
+    op.offset = offset;
+    op.length = bytes.size();
+    op.addr = reinterpret_cast<uintptr_t>(bytes.data());
+    return (*this)(op);
+}
+
 Memory Raw::mmap(const Buffer& buffer) const {
     void* start = ::mmap(nullptr, buffer.length, PROT_READ | PROT_WRITE, MAP_SHARED, fd(),
                          static_cast<off_t>(buffer.mmap_offset));

@@ -194,6 +194,10 @@ public:
     /* The usual calls, with all that a test seldom names left out. */
     int alloc(Buffer& out, uint64_t length, uint32_t kind = DMAPROBE_BUFFER_CONTIGUOUS) const;
     int free(const Buffer& buffer) const;
+    /* Bytes of the program's own memory as a buffer. */
+    int pin(Buffer& out, const void* start, uint64_t length, uint32_t flags = 0) const;
+    /* Between an object and the program's memory, whichever way @dir says. */
+    int copy(uint32_t id, uint32_t dir, uint64_t offset, std::span<std::byte> bytes) const;
     /* The buffer's memory, or an empty one (errno tells why). */
     Memory mmap(const Buffer& buffer) const;
     int unmap(uint32_t mapping) const;
