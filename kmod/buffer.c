@@ -1,22 +1,38 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Buffers: memory for a device to reach, which the program can mmap.
+ * Buffers: memory for a device to reach, allocated here or pinned.
  *
- * A buffer is an array of single pages, each with a reference count of its own,
- * so that the program's mappings can outlive it. The pages of a contiguous buffer
- * ascend by one. Those of a scattered buffer are sorted the other way round, so
- * that no page has its physical neighbour behind it and one can be found by
- * bisection.
+ * Contiguous and scattered buffers are arrays of single pages, each with a
+ * reference count of its own, so that the program's mappings can outlive them. The
+ * pages of a kmalloc buffer are the slab allocator's, those of a pinned one the
+ * program's: neither is mmapped from here.
  */
 #include <linux/mm.h>
+#include <linux/nodemask.h>
+#include <linux/nospec.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/sort.h>
+#include <linux/uaccess.h>
 
 #include "compat.h"
 #include "private.h"
 
 #define BUFFER_MAX_LENGTH	SZ_1G
+#define KMALLOC_MAX_LENGTH	SZ_64K
+
+/* Pages that are pinned and unpinned without a look at signals and scheduler. */
+#define PIN_BATCH		512UL
+
+#define BUFFER_GFP	(GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_NOWARN)
+
+static struct dmaprobe_buffer *obj_buffer(struct dmaprobe_object *obj)
+{
+	return container_of(dmaprobe_obj_memory(obj), struct dmaprobe_buffer,
+			    mem);
+}
+
+static_assert(offsetof(struct dmaprobe_buffer, mem) == 0);
 
 static int cmp_pages(const void *a, const void *b)
 {
@@ -26,70 +42,230 @@ static int cmp_pages(const void *a, const void *b)
 	return pa < pb ? 1 : pa > pb ? -1 : 0;
 }
 
-static int alloc_scattered(struct dmaprobe_buffer *buf, unsigned long nr)
+static void free_piece(struct page *page, unsigned int order)
 {
-	for (; buf->mem.nr_pages < nr; buf->mem.nr_pages++) {
-		struct page *page;
+	unsigned long i;
 
-		if (fatal_signal_pending(current))
-			return -EINTR;
-		page = alloc_page(GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_NOWARN);
-		if (!page)
-			return -ENOMEM;
-		buf->mem.pages[buf->mem.nr_pages] = page;
-		cond_resched();
-	}
-	sort(buf->mem.pages, nr, sizeof(*buf->mem.pages), cmp_pages, NULL);
-	return 0;
+	for (i = 0; i < 1UL << order; i++)
+		put_page(page + i);
 }
 
-static int alloc_contiguous(struct dmaprobe_buffer *buf, unsigned long nr)
+/* Pieces in descending order: none has its physical neighbour behind it. */
+static int alloc_scattered(struct dmaprobe_memory *mem, unsigned long nr,
+			   unsigned int order, int node, gfp_t gfp)
+{
+	unsigned long nr_pieces = nr >> order, done, i;
+	int ret = -ENOMEM;
+
+	if (order)
+		gfp |= __GFP_RETRY_MAYFAIL;
+	for (done = 0; done < nr_pieces; done++) {
+		struct page *page;
+
+		if (fatal_signal_pending(current)) {
+			ret = -EINTR;
+			goto err;
+		}
+		page = alloc_pages_node(node, gfp, order);
+		if (!page)
+			goto err;
+		if (order)
+			split_page(page, order);
+		mem->pages[done] = page;
+		cond_resched();
+	}
+	sort(mem->pages, nr_pieces, sizeof(*mem->pages), cmp_pages, NULL);
+
+	/* From the end, so that no piece is overwritten before its turn. */
+	while (done--) {
+		struct page *page = mem->pages[done];
+
+		for (i = 0; i < 1UL << order; i++)
+			mem->pages[(done << order) + i] = page + i;
+	}
+	mem->nr_pages = nr;
+	return 0;
+
+err:
+	while (done--)
+		free_piece(mem->pages[done], order);
+	return ret;
+}
+
+static int alloc_contiguous(struct dmaprobe_memory *mem, unsigned long nr,
+			    int node, gfp_t gfp)
 {
 	unsigned int order = get_order(nr << PAGE_SHIFT);
 	struct page *page;
 	unsigned long i;
 
-	page = alloc_pages(GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_NOWARN |
-			   __GFP_RETRY_MAYFAIL, order);
+	page = alloc_pages_node(node, gfp | __GFP_RETRY_MAYFAIL, order);
 	if (!page)
 		return -ENOMEM;
 	split_page(page, order);
 	for (i = 0; i < nr; i++)
-		buf->mem.pages[i] = page + i;
+		mem->pages[i] = page + i;
 	for (; i < 1UL << order; i++)
 		__free_page(page + i);
+	mem->nr_pages = nr;
+	return 0;
+}
+
+/*
+ * The device reaches the whole pages that are mapped, so nobody else may have a
+ * part of them. What is too large for a cache gets pages of its own, from the
+ * start of a page on.
+ */
+static size_t kmalloc_bytes(const struct dmaprobe_buffer_alloc *cmd)
+{
+	return max_t(size_t, cmd->offset + cmd->length,
+		     KMALLOC_MAX_CACHE_SIZE + 1);
+}
+
+static int alloc_kmalloc(struct dmaprobe_buffer *buf, unsigned long nr,
+			 const struct dmaprobe_buffer_alloc *cmd, int node,
+			 gfp_t gfp)
+{
+	unsigned long i;
+
+	buf->kmem = kmalloc_node(kmalloc_bytes(cmd), gfp, node);
+	if (!buf->kmem)
+		return -ENOMEM;
+	for (i = 0; i < nr; i++)
+		buf->mem.pages[i] = virt_to_page(buf->kmem) + i;
 	buf->mem.nr_pages = nr;
 	return 0;
 }
 
-static void free_pages_of(struct dmaprobe_buffer *buf)
+static void unpin(struct dmaprobe_session *s, struct dmaprobe_buffer *buf)
+{
+	struct dmaprobe_memory *mem = &buf->mem;
+	unsigned long done, n;
+
+	for (done = 0; done < mem->nr_pages; done += n) {
+		n = min(mem->nr_pages - done, PIN_BATCH);
+		unpin_user_pages_dirty_lock(mem->pages + done, n,
+					    !buf->read_only);
+		cond_resched();
+	}
+	atomic_long_sub(mem->nr_pages, &s->nr_pinned);
+}
+
+static int pin(struct dmaprobe_session *s, struct dmaprobe_buffer *buf,
+	       unsigned long addr, unsigned long nr)
+{
+	unsigned int flags = FOLL_LONGTERM | (buf->read_only ? 0 : FOLL_WRITE);
+	struct dmaprobe_memory *mem = &buf->mem;
+
+	while (mem->nr_pages < nr) {
+		unsigned long n = min(nr - mem->nr_pages, PIN_BATCH);
+		int got;
+
+		if (fatal_signal_pending(current))
+			return -EINTR;
+		got = pin_user_pages_fast(addr + (mem->nr_pages << PAGE_SHIFT),
+					  n, flags, mem->pages + mem->nr_pages);
+		if (got <= 0) {
+			if (fatal_signal_pending(current))
+				return -EINTR;
+			/* The last two: no memory to move the pages to. */
+			return got == -ENOMEM || got == -EAGAIN || got == -EBUSY ?
+				-ENOMEM : -EFAULT;
+		}
+		mem->nr_pages += got;
+		atomic_long_add(got, &s->nr_pinned);
+		cond_resched();
+	}
+	return 0;
+}
+
+/* A buffer without pages, with room for @nr, which is charged @charge. */
+static struct dmaprobe_buffer *buffer_new(struct dmaprobe_session *s,
+					  unsigned long nr, unsigned long charge)
+{
+	struct dmaprobe_buffer *buf;
+
+	buf = kzalloc_obj(*buf, GFP_KERNEL_ACCOUNT);
+	if (!buf)
+		return ERR_PTR(-ENOMEM);
+	if (dmaprobe_charge(s, charge))
+		goto err_free;
+	buf->charged = charge;
+	buf->mem.pages = kvmalloc_array(nr, sizeof(*buf->mem.pages),
+					GFP_KERNEL_ACCOUNT);
+	if (!buf->mem.pages)
+		goto err_uncharge;
+	return buf;
+
+err_uncharge:
+	dmaprobe_uncharge(s, charge);
+err_free:
+	kfree(buf);
+	return ERR_PTR(-ENOMEM);
+}
+
+/* Free all but the struct. */
+static void buffer_clear(struct dmaprobe_session *s, struct dmaprobe_buffer *buf)
 {
 	unsigned long i;
 
-	for (i = 0; i < buf->mem.nr_pages; i++)
+	if (buf->pinned)
+		unpin(s, buf);
+	for (i = 0; !buf->pinned && !buf->kmem && i < buf->mem.nr_pages; i++) {
 		put_page(buf->mem.pages[i]);
+		cond_resched();
+	}
+	kfree(buf->kmem);
 	dmaprobe_memory_free(&buf->mem);
+	dmaprobe_uncharge(s, buf->charged);
 }
 
 static void buffer_release(struct dmaprobe_object *obj)
 {
-	struct dmaprobe_buffer *buf =
-		container_of(obj, struct dmaprobe_buffer, mem.obj);
-
-	dmaprobe_uncharge(obj->session, buf->mem.nr_pages);
-	free_pages_of(buf);
+	buffer_clear(obj->session, obj_buffer(obj));
 }
 
 static int buffer_mmap(struct dmaprobe_object *obj, struct vm_area_struct *vma,
 		       unsigned long first)
 {
-	struct dmaprobe_memory *mem = dmaprobe_obj_memory(obj);
+	struct dmaprobe_buffer *buf = obj_buffer(obj);
+	struct dmaprobe_memory *mem = &buf->mem;
 	unsigned long nr = vma_pages(vma);
 
+	if (buf->pinned || buf->kmem)
+		return -EINVAL;
 	if (first >= mem->nr_pages || nr > mem->nr_pages - first)
 		return -EINVAL;
 	vm_flags_set(vma, VM_DONTEXPAND | VM_DONTDUMP);
 	return vm_insert_pages(vma, vma->vm_start, mem->pages + first, &nr);
+}
+
+static int buffer_copy(struct dmaprobe_object *obj,
+		       const struct dmaprobe_copy *cmd)
+{
+	struct dmaprobe_buffer *buf = obj_buffer(obj);
+	struct dmaprobe_copy part = *cmd;
+	int ret;
+
+	if (buf->pinned)
+		return -EOPNOTSUPP;
+	if (!dmaprobe_copy_fits(cmd, buf->mem.length))
+		return -EINVAL;
+	if (buf->kmem)
+		return dmaprobe_copy_linear(cmd, buf->kmem + buf->mem.skew);
+
+	for (u64 done = 0; done < cmd->length; done += part.length) {
+		u64 at = cmd->offset + done;
+
+		part.addr = cmd->addr + done;
+		part.offset = offset_in_page(at);
+		part.length = min(cmd->length - done, PAGE_SIZE - part.offset);
+		ret = dmaprobe_copy_linear(&part,
+					   page_address(buf->mem.pages[at >> PAGE_SHIFT]));
+		if (ret)
+			return ret;
+	}
+	return 0;
 }
 
 const struct dmaprobe_object_type dmaprobe_buffer_type = {
@@ -98,6 +274,7 @@ const struct dmaprobe_object_type dmaprobe_buffer_type = {
 	.has_pages = true,
 	.mmap = buffer_mmap,
 	.stats = offsetof(struct dmaprobe_stats, nr_buffers),
+	.copy = buffer_copy,
 };
 
 /**
@@ -113,8 +290,7 @@ struct dmaprobe_buffer *dmaprobe_buffer_get(const struct dmaprobe_ucmd *ucmd,
 	struct dmaprobe_object *obj;
 
 	obj = dmaprobe_object_get(ucmd, id, &dmaprobe_buffer_type);
-	return IS_ERR(obj) ? ERR_CAST(obj) :
-			     container_of(obj, struct dmaprobe_buffer, mem.obj);
+	return IS_ERR(obj) ? ERR_CAST(obj) : obj_buffer(obj);
 }
 
 /**
@@ -125,71 +301,107 @@ struct dmaprobe_buffer *dmaprobe_buffer_get(const struct dmaprobe_ucmd *ucmd,
  * @dir: what the device is to do with it
  * @phys: out: its physical address
  *
- * Return: 0, or -EINVAL when the range is empty, leaves the buffer or is not
- * physically contiguous
+ * Return: 0; -EINVAL when the range is empty, leaves the buffer or is not
+ * physically contiguous; -EACCES when the device could write what is read-only
  */
 int dmaprobe_buffer_range(const struct dmaprobe_buffer *buf, u64 offset,
 			  u64 length, u32 dir, phys_addr_t *phys)
 {
-	u64 size = (u64)buf->mem.nr_pages << PAGE_SHIFT;
+	const struct dmaprobe_memory *mem = &buf->mem;
+	unsigned long first, last, pfn, i;
 
-	if (!length || length > size || offset > size - length)
+	if (!length || length > mem->length || offset > mem->length - length)
 		return -EINVAL;
-	if (buf->kind == DMAPROBE_BUFFER_SCATTERED &&
-	    offset_in_page(offset) + length > PAGE_SIZE)
-		return -EINVAL;
-	*phys = page_to_phys(buf->mem.pages[offset >> PAGE_SHIFT]) +
-		offset_in_page(offset);
+	offset += mem->skew;
+	first = offset >> PAGE_SHIFT;
+	last = (offset + length - 1) >> PAGE_SHIFT;
+	pfn = page_to_pfn(mem->pages[first]);
+	/* Without an index all pages follow each other. */
+	if (mem->by_pfn)
+		for (i = first + 1; i <= last; i++)
+			if (page_to_pfn(mem->pages[i]) != pfn + (i - first))
+				return -EINVAL;
+	if (buf->read_only && dir != DMAPROBE_DIR_TO_DEVICE)
+		return -EACCES;
+	*phys = PFN_PHYS(pfn) + offset_in_page(offset);
 	return 0;
+}
+
+/* What the members may be, for each kind; the node apart. */
+static int check_alloc(const struct dmaprobe_buffer_alloc *cmd)
+{
+	bool scattered = cmd->kind == DMAPROBE_BUFFER_SCATTERED;
+
+	if (cmd->kind > DMAPROBE_BUFFER_KMALLOC || !cmd->length)
+		return -EINVAL;
+	if (cmd->order > (scattered ? MAX_PAGE_ORDER : 0))
+		return -EINVAL;
+	if (cmd->kind == DMAPROBE_BUFFER_KMALLOC)
+		return cmd->length > KMALLOC_MAX_LENGTH ||
+		       cmd->offset >= PAGE_SIZE || cmd->offset % 8 ? -EINVAL : 0;
+	if (cmd->offset || cmd->length & ((PAGE_SIZE << cmd->order) - 1))
+		return -EINVAL;
+	return cmd->length > (scattered ? BUFFER_MAX_LENGTH :
+			      min(BUFFER_MAX_LENGTH, PAGE_SIZE << MAX_PAGE_ORDER)) ?
+		-EINVAL : 0;
 }
 
 int dmaprobe_op_buffer_alloc(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_buffer_alloc *cmd = ucmd->cmd;
 	struct dmaprobe_session *s = ucmd->session;
+	unsigned long nr, charge;
 	struct dmaprobe_buffer *buf;
-	unsigned long nr;
+	int node = NUMA_NO_NODE;
+	gfp_t gfp = BUFFER_GFP;
 	int ret;
 
-	if (cmd->kind > DMAPROBE_BUFFER_SCATTERED)
-		return -EINVAL;
-	if (!cmd->length || offset_in_page(cmd->length) ||
-	    cmd->length > BUFFER_MAX_LENGTH)
-		return -EINVAL;
-	if (cmd->kind == DMAPROBE_BUFFER_CONTIGUOUS &&
-	    cmd->length > PAGE_SIZE << MAX_PAGE_ORDER)
-		return -EINVAL;
-	nr = cmd->length >> PAGE_SHIFT;
-
-	buf = kzalloc_obj(*buf, GFP_KERNEL_ACCOUNT);
-	if (!buf)
-		return -ENOMEM;
-	buf->kind = cmd->kind;
-
-	ret = dmaprobe_charge(s, nr);
+	ret = check_alloc(cmd);
 	if (ret)
-		goto err_free;
-	buf->mem.pages = kvmalloc_array(nr, sizeof(*buf->mem.pages), GFP_KERNEL_ACCOUNT);
-	if (!buf->mem.pages) {
-		ret = -ENOMEM;
-		goto err_uncharge;
+		return ret;
+	if (cmd->flags & DMAPROBE_BUFFER_NODE) {
+		if (cmd->node >= MAX_NUMNODES)
+			return -EINVAL;
+		node = array_index_nospec(cmd->node, MAX_NUMNODES);
+		if (!node_state(node, N_MEMORY))
+			return -EINVAL;
+		gfp |= __GFP_THISNODE;
+	} else if (cmd->node) {
+		return -EINVAL;
 	}
-	if (cmd->kind == DMAPROBE_BUFFER_SCATTERED)
-		ret = alloc_scattered(buf, nr);
-	else
-		ret = alloc_contiguous(buf, nr);
-	if (ret)
-		goto err_pages;
+
+	nr = PAGE_ALIGN(cmd->offset + cmd->length) >> PAGE_SHIFT;
+	charge = nr;
+	if (cmd->kind == DMAPROBE_BUFFER_KMALLOC)
+		charge = 1UL << get_order(kmalloc_bytes(cmd));
+	buf = buffer_new(s, nr, charge);
+	if (IS_ERR(buf))
+		return PTR_ERR(buf);
 	buf->mem.length = cmd->length;
+	buf->mem.skew = cmd->offset;
+
+	switch (cmd->kind) {
+	case DMAPROBE_BUFFER_CONTIGUOUS:
+		ret = alloc_contiguous(&buf->mem, nr, node, gfp);
+		break;
+	case DMAPROBE_BUFFER_SCATTERED:
+		ret = alloc_scattered(&buf->mem, nr, cmd->order, node, gfp);
+		break;
+	default:
+		ret = alloc_kmalloc(buf, nr, cmd, node, gfp);
+		break;
+	}
+	if (ret)
+		goto err_clear;
 	ret = dmaprobe_memory_index(&buf->mem);
 	if (ret)
-		goto err_pages;
+		goto err_clear;
 	ret = dmaprobe_object_reserve(s, &buf->mem.obj, &dmaprobe_buffer_type);
 	if (ret)
-		goto err_pages;
+		goto err_clear;
 
 	cmd->id = buf->mem.obj.id;
-	cmd->mmap_offset = dmaprobe_mmap_offset(&buf->mem.obj);
+	cmd->mmap_offset = buf->kmem ? 0 : dmaprobe_mmap_offset(&buf->mem.obj);
 	ret = dmaprobe_respond(ucmd);
 	if (ret)
 		goto err_unreserve;
@@ -198,11 +410,56 @@ int dmaprobe_op_buffer_alloc(struct dmaprobe_ucmd *ucmd)
 
 err_unreserve:
 	dmaprobe_object_unreserve(&buf->mem.obj);
-err_pages:
-	free_pages_of(buf);
-err_uncharge:
-	dmaprobe_uncharge(s, nr);
-err_free:
+err_clear:
+	buffer_clear(s, buf);
+	kfree(buf);
+	return ret;
+}
+
+int dmaprobe_op_buffer_pin(struct dmaprobe_ucmd *ucmd)
+{
+	struct dmaprobe_buffer_pin *cmd = ucmd->cmd;
+	struct dmaprobe_session *s = ucmd->session;
+	struct dmaprobe_buffer *buf;
+	unsigned long nr;
+	int ret;
+
+	if (cmd->__reserved || !cmd->length || cmd->length > BUFFER_MAX_LENGTH)
+		return -EINVAL;
+	if (cmd->addr != (unsigned long)cmd->addr ||
+	    !access_ok(u64_to_user_ptr(cmd->addr), cmd->length))
+		return -EFAULT;
+
+	nr = PAGE_ALIGN(offset_in_page(cmd->addr) + cmd->length) >> PAGE_SHIFT;
+	buf = buffer_new(s, nr, nr);
+	if (IS_ERR(buf))
+		return PTR_ERR(buf);
+	buf->mem.length = cmd->length;
+	buf->mem.skew = offset_in_page(cmd->addr);
+	buf->pinned = true;
+	buf->read_only = cmd->flags & DMAPROBE_BUFFER_PIN_READ_ONLY;
+
+	ret = pin(s, buf, cmd->addr & PAGE_MASK, nr);
+	if (ret)
+		goto err_clear;
+	ret = dmaprobe_memory_index(&buf->mem);
+	if (ret)
+		goto err_clear;
+	ret = dmaprobe_object_reserve(s, &buf->mem.obj, &dmaprobe_buffer_type);
+	if (ret)
+		goto err_clear;
+
+	cmd->id = buf->mem.obj.id;
+	ret = dmaprobe_respond(ucmd);
+	if (ret)
+		goto err_unreserve;
+	dmaprobe_object_publish(ucmd, &buf->mem.obj);
+	return 0;
+
+err_unreserve:
+	dmaprobe_object_unreserve(&buf->mem.obj);
+err_clear:
+	buffer_clear(s, buf);
 	kfree(buf);
 	return ret;
 }

@@ -25,21 +25,13 @@ struct call {
 }
 
 #define OFFERED(_name, _op) CALL(DMAPROBE_CALL_OFFERED, _name, _op)
-#define MISSING(_name, _since) \
-	CALL(DMAPROBE_CALL_MISSING, _name, "this kernel is older than " _since)
+#define NEEDS(_have, _name, _op, _since)				\
+	CALL(_have ? DMAPROBE_CALL_OFFERED : DMAPROBE_CALL_MISSING, _name, \
+	     __builtin_choose_expr(_have, _op,				\
+				   "this kernel is older than Linux " _since))
+#define NEEDS_IOVA(_name, _op)	NEEDS(DMAPROBE_HAVE_DMA_IOVA, _name, _op, "6.16")
+#define NEEDS_PHYS(_name, _op)	NEEDS(DMAPROBE_HAVE_DMA_MAP_PHYS, _name, _op, "6.18")
 #define GONE(_name, _why) CALL(DMAPROBE_CALL_GONE, _name, _why)
-
-#if DMAPROBE_HAVE_DMA_IOVA
-#define NEEDS_IOVA(_name, _op) OFFERED(_name, _op)
-#else
-#define NEEDS_IOVA(_name, _op) MISSING(_name, "Linux 6.16")
-#endif
-
-#if DMAPROBE_HAVE_DMA_MAP_PHYS
-#define NEEDS_PHYS(_name, _op) OFFERED(_name, _op)
-#else
-#define NEEDS_PHYS(_name, _op) MISSING(_name, "Linux 6.18")
-#endif
 
 static const struct call calls[] = {
 	/* Streaming mappings */

@@ -6,7 +6,9 @@
 #ifndef DMAPROBE_COMPAT_H
 #define DMAPROBE_COMPAT_H
 
+#include <linux/dma-buf.h>
 #include <linux/dma-mapping.h>
+#include <linux/module.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 #include <linux/version.h>
@@ -34,9 +36,9 @@ static inline int copy_struct_to_user(void __user *dst, size_t usize,
 #endif
 
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 16, 0)
-#define DMAPROBE_HAVE_DMA_IOVA	1
+#define DMAPROBE_HAVE_DMA_IOVA	true
 #else
-#define DMAPROBE_HAVE_DMA_IOVA	0
+#define DMAPROBE_HAVE_DMA_IOVA	false
 
 struct dma_iova_state {
 	dma_addr_t addr;
@@ -105,9 +107,9 @@ static inline bool dma_need_unmap(struct device *dev)
 #endif
 
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 18, 0)
-#define DMAPROBE_HAVE_DMA_MAP_PHYS	1
+#define DMAPROBE_HAVE_DMA_MAP_PHYS	true
 #else
-#define DMAPROBE_HAVE_DMA_MAP_PHYS	0
+#define DMAPROBE_HAVE_DMA_MAP_PHYS	false
 
 static inline dma_addr_t dma_map_phys(struct device *dev, phys_addr_t phys,
 				      size_t size, enum dma_data_direction dir,
@@ -129,6 +131,23 @@ static inline void dma_unmap_phys(struct device *dev, dma_addr_t addr,
 #endif
 #ifndef DMA_ATTR_REQUIRE_COHERENT	/* 7.0 */
 #define DMA_ATTR_REQUIRE_COHERENT	0UL
+#endif
+
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
+#define DMAPROBE_DMA_BUF_INVALIDATE	invalidate_mappings
+#else
+#define DMAPROBE_DMA_BUF_INVALIDATE	move_notify
+
+static inline void dma_buf_invalidate_mappings(struct dma_buf *dmabuf)
+{
+	dma_buf_move_notify(dmabuf);
+}
+#endif
+
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 13, 0)
+#define DMAPROBE_IMPORT_NS_DMA_BUF	MODULE_IMPORT_NS("DMA_BUF")
+#else
+#define DMAPROBE_IMPORT_NS_DMA_BUF	MODULE_IMPORT_NS(DMA_BUF)
 #endif
 
 /* Slots of struct vfio_device_ops that not all these kernels have. */

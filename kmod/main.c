@@ -48,6 +48,11 @@ static int dmaprobe_open(struct inode *inode, struct file *file)
 	/* The file pins the cdev, and the cdev the device. */
 	s->dd = dd;
 	xa_init_flags(&s->objects, XA_FLAGS_ALLOC1);
+	s->inode = dmaprobe_inode_new();
+	if (IS_ERR(s->inode)) {
+		ret = PTR_ERR(s->inode);
+		goto err_free;
+	}
 
 	down_read(&dd->unplug_lock);
 	if (!dd->pdev) {
@@ -67,22 +72,30 @@ static int dmaprobe_open(struct inode *inode, struct file *file)
 	up_read(&dd->unplug_lock);
 
 	file->private_data = s;
+	file->f_mapping = s->inode->i_mapping;
 	return 0;
 
 err_unlock:
 	up_read(&dd->unplug_lock);
+	dmaprobe_inode_put(s->inode);
+err_free:
 	kfree(s);
 	return ret;
 }
 
 /*
- * Undo all that a session did to its device. The device stops before its memory
- * goes away from under it.
+ * Undo all that a session did to its device: this, then session_release_memory().
+ * The device stops before its memory goes away from under it.
  */
 static void session_stop(struct dmaprobe_session *s)
 {
 	dmaprobe_mmio_disable(s);
-	dmaprobe_objects_teardown(s);
+	dmaprobe_objects_teardown(s, false);
+}
+
+static void session_release_memory(struct dmaprobe_session *s)
+{
+	dmaprobe_objects_teardown(s, true);
 	pm_runtime_put(&s->dd->pdev->dev);
 }
 
@@ -95,6 +108,7 @@ static int dmaprobe_release(struct inode *inode, struct file *file)
 		/* Without a device, unplug has stopped the session. */
 		if (dd->pdev) {
 			session_stop(s);
+			session_release_memory(s);
 			guard(mutex)(&dd->lock);
 			list_del(&s->node);
 			if (list_empty(&dd->sessions))
@@ -104,6 +118,7 @@ static int dmaprobe_release(struct inode *inode, struct file *file)
 
 	if (s->user)
 		free_uid(s->user);
+	dmaprobe_inode_put(s->inode);
 	kfree(s);
 	return 0;
 }
@@ -213,8 +228,11 @@ void dmaprobe_device_unplug(struct dmaprobe_device *dd)
 	cdev_device_del(&dd->cdev, &dd->dev);
 
 	guard(rwsem_write)(&dd->unplug_lock);
-	list_for_each_entry_safe(s, next, &dd->sessions, node) {
+	/* One session's memory may be what another has mapped: a dma-buf. */
+	list_for_each_entry(s, &dd->sessions, node)
 		session_stop(s);
+	list_for_each_entry_safe(s, next, &dd->sessions, node) {
+		session_release_memory(s);
 		list_del(&s->node);
 	}
 	reset_limits(dd);

@@ -133,7 +133,12 @@ int dmaprobe_object_destroy(const struct dmaprobe_ucmd *ucmd, u32 id,
 	return 0;
 }
 
-static void teardown(struct dmaprobe_session *s, bool memory)
+/**
+ * dmaprobe_objects_teardown - release what a session holds
+ * @s: the session; no op is running in it
+ * @memory: whether it is the turn of the memory, which comes after what maps it
+ */
+void dmaprobe_objects_teardown(struct dmaprobe_session *s, bool memory)
 {
 	struct dmaprobe_object *obj;
 	unsigned long id;
@@ -141,23 +146,13 @@ static void teardown(struct dmaprobe_session *s, bool memory)
 	xa_for_each(&s->objects, id, obj) {
 		if (obj->type->memory == memory) {
 			xa_erase(&s->objects, id);
+			if (obj->type->revoke)
+				obj->type->revoke(obj);
 			dmaprobe_object_put(obj);
 		}
 		cond_resched();
 	}
-}
-
-/**
- * dmaprobe_objects_teardown - release all that a session holds
- * @s: the session; no op is running in it
- *
- * What is mapped goes before the memory that it maps.
- */
-void dmaprobe_objects_teardown(struct dmaprobe_session *s)
-{
-	teardown(s, false);
-	teardown(s, true);
-	WARN_ON(!xa_empty(&s->objects));
+	WARN_ON(memory && !xa_empty(&s->objects));
 }
 
 int dmaprobe_op_stats(struct dmaprobe_ucmd *ucmd)

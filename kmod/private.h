@@ -12,9 +12,14 @@
  *	  dmaprobe_device::lock		the list of sessions, who has the MMIO
  *	  dmaprobe_iova::lock		one IOVA space
  *	    xa_lock of dmaprobe_session::objects
+ *	  dmaprobe_pool::lock		how much of a pool is in use
+ *	  mmap_lock			copies to and from user space; revoking
+ *	    dma_buf::resv		one dma-buf: who maps it, revoking it
+ *	      dmaprobe_allocation::lock	who mmaps or exports an allocation
  *
- * mmap() runs under mmap_lock, which ops take when they copy to and from user
- * space, so it must not take unplug_lock.
+ * mmap() and what becomes of it run under mmap_lock, so they must not take
+ * unplug_lock. What other devices' users do to a dma-buf runs under the lock of its
+ * reservation object; that neither copies from user space nor takes unplug_lock.
  */
 #ifndef DMAPROBE_PRIVATE_H
 #define DMAPROBE_PRIVATE_H
@@ -32,6 +37,7 @@
 
 #include <linux/dmaprobe.h>
 
+struct dma_buf;
 struct dmaprobe_object;
 struct dmaprobe_session;
 struct scatterlist;
@@ -75,6 +81,7 @@ struct dmaprobe_device {
 struct dmaprobe_session {
 	struct dmaprobe_device *dd;
 	struct list_head node;
+	struct inode *inode;		/* through which its memory is mmapped */
 	struct xarray objects;
 	struct user_struct *user;	/* who is charged; NULL with CAP_IPC_LOCK */
 	atomic_long_t nr_pages;		/* charged */
@@ -108,6 +115,13 @@ struct dmaprobe_run_ids {
  */
 struct dmaprobe_object_type {
 	void (*release)(struct dmaprobe_object *obj);
+
+	/*
+	 * Give back what must not outlast the session or the device, though
+	 * others may still hold the object. Called once, when the session or the
+	 * device goes; release is called as well, and may come much later.
+	 */
+	void (*revoke)(struct dmaprobe_object *obj);
 	bool memory;		/* what others map; torn down after them */
 	bool mapping;		/* what DMAPROBE_UNMAP takes */
 	bool has_pages;		/* is a struct dmaprobe_memory */
@@ -153,9 +167,16 @@ struct dmaprobe_object *
 dmaprobe_object_get(const struct dmaprobe_ucmd *ucmd, u32 id,
 		    const struct dmaprobe_object_type *type);
 void dmaprobe_object_put(struct dmaprobe_object *obj);
+
+/* One more reference for who has one. */
+static inline void dmaprobe_object_hold(struct dmaprobe_object *obj)
+{
+	refcount_inc(&obj->refs);
+}
+
 int dmaprobe_object_destroy(const struct dmaprobe_ucmd *ucmd, u32 id,
 			    const struct dmaprobe_object_type *type);
-void dmaprobe_objects_teardown(struct dmaprobe_session *s);
+void dmaprobe_objects_teardown(struct dmaprobe_session *s, bool memory);
 
 /* attrs.c */
 int dmaprobe_attrs(u64 attrs, u64 taken, unsigned long *out);
@@ -208,7 +229,10 @@ static inline bool dmaprobe_copy_fits(const struct dmaprobe_copy *cmd, u64 lengt
 /* buffer.c */
 struct dmaprobe_buffer {
 	struct dmaprobe_memory mem;
-	u32 kind;
+	unsigned long charged;	/* pages */
+	void *kmem;		/* of a kmalloc buffer */
+	bool pinned;		/* user memory */
+	bool read_only;		/* for the device */
 };
 
 struct dmaprobe_buffer *dmaprobe_buffer_get(const struct dmaprobe_ucmd *ucmd,
@@ -225,6 +249,39 @@ DEFINE_FREE(dmaprobe_buffer_put, struct dmaprobe_buffer *, dmaprobe_buffer_put(_
 
 int dmaprobe_buffer_range(const struct dmaprobe_buffer *buf, u64 offset,
 			  u64 length, u32 dir, phys_addr_t *phys);
+
+/* alloc.c */
+struct dmaprobe_allocation {
+	struct dmaprobe_memory mem;
+
+	/* Valid while the memory is there. */
+	struct device *dev;
+	void *cpu;		/* see kernel_address(); coherent memory: a cookie */
+	struct sg_table *sgt;	/* noncontiguous memory */
+	dma_addr_t addr;
+	unsigned long attrs;
+	u8 kind;
+	u8 dir;
+
+	spinlock_t lock;	/* all below */
+	bool gone;		/* revoked, or about to be */
+	struct list_head views;
+	struct dma_buf *dmabuf;	/* not held */
+};
+
+struct dmaprobe_allocation *
+dmaprobe_allocation_get(const struct dmaprobe_ucmd *ucmd, u32 id);
+int dmaprobe_allocation_mmap(struct dmaprobe_allocation *a,
+			     struct vm_area_struct *vma, unsigned long first);
+void dmaprobe_allocation_sync(struct dmaprobe_allocation *a, u32 target,
+			      u64 offset, u64 length);
+
+/* dmabuf.c */
+void dmaprobe_export_revoke(struct dmaprobe_allocation *a);
+
+/* fs.c */
+struct inode *dmaprobe_inode_new(void);
+void dmaprobe_inode_put(struct inode *inode);
 
 /* mapping.c */
 int dmaprobe_check_reach(const struct dmaprobe_device *dd, phys_addr_t phys,

@@ -4,7 +4,9 @@
 
 SELFTEST_SRCS := \
 	selftests/abi.cc \
+	selftests/attrs.cc \
 	selftests/buffer.cc \
+	selftests/calls.cc \
 	selftests/engine.cc \
 	selftests/fixture.cc \
 	selftests/iova.cc \
@@ -12,6 +14,9 @@ SELFTEST_SRCS := \
 	selftests/lifecycle.cc \
 	selftests/main.cc \
 	selftests/mapping.cc \
+	selftests/pin.cc \
+	selftests/resource.cc \
+	selftests/sg.cc \
 	selftests/system.cc \
 	selftests/tool.cc \
 	selftests/uring.cc
@@ -27,6 +32,9 @@ UNITTEST_SRCS := \
 	selftests/unit_pci.cc \
 	selftests/unit_types.cc \
 	selftests/uring.cc
+
+# It embeds both.
+$(BUILD)/obj/selftests/calls.o: Documentation/api-calls.csv uapi/linux/dmaprobe.h
 
 LINK_TESTS = $(CXX) $(CXXFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(LIB_LIBS) -lgmock -lgtest -pthread
 

@@ -130,7 +130,18 @@ struct EnumField {
 
 struct PointerField {
     size_t offset;
+    bool input = false; // read, not written
 };
+
+struct AttrsField {
+    size_t offset;
+    uint64_t taken; // out of enum dmaprobe_attrs
+};
+
+constexpr uint64_t all_attrs = DMAPROBE_MAP_ATTRS | DMAPROBE_ATTR_WRITE_COMBINE |
+                               DMAPROBE_ATTR_NO_KERNEL_MAPPING | DMAPROBE_ATTR_FORCE_CONTIGUOUS |
+                               DMAPROBE_ATTR_ALLOC_SINGLE_PAGES | DMAPROBE_ATTR_MMIO;
+constexpr uint64_t resource_attrs = DMAPROBE_MAP_ATTRS & ~uint64_t{DMAPROBE_ATTR_REQUIRE_COHERENT};
 
 enum class Needs { nothing, iommu, iova };
 
@@ -147,7 +158,7 @@ struct Op {
     size_t min_size = 0; // never changes
     uint32_t flags = 0;  // known ones
     std::vector<size_t> reserved{};
-    std::vector<size_t> attrs{};
+    std::vector<AttrsField> attrs{};
     std::vector<IdField> ids{};
     std::vector<EnumField> enums{};
     std::vector<PointerField> pointers{};
@@ -230,7 +241,10 @@ const std::vector<Op>& ops() {
         }
         {
             using T = struct dmaprobe_buffer_alloc;
-            all.push_back(of<T>({.min_size = 32, .enums = {{AT(kind), 2}}, .answers = true},
+            all.push_back(of<T>({.min_size = 32,
+                                 .flags = DMAPROBE_BUFFER_NODE,
+                                 .enums = {{AT(kind), 3}},
+                                 .answers = true},
                                 [](Live& live, T& t) { t.length = live.length; }));
         }
         {
@@ -243,7 +257,7 @@ const std::vector<Op>& ops() {
             using T = struct dmaprobe_map;
             all.push_back(of<T>({.min_size = 64,
                                  .reserved = {AT(__reserved)},
-                                 .attrs = {AT(attrs)},
+                                 .attrs = {{AT(attrs), DMAPROBE_MAP_ATTRS}},
                                  .ids = {{AT(buffer_id), Kind::buffer}},
                                  .enums = {{AT(kind), 3}, {AT(dir), 3}},
                                  .answers = true},
@@ -290,7 +304,7 @@ const std::vector<Op>& ops() {
             using T = struct dmaprobe_iova_link;
             all.push_back(of<T>({.min_size = 56,
                                  .reserved = {AT(bar)},
-                                 .attrs = {AT(attrs)},
+                                 .attrs = {{AT(attrs), DMAPROBE_MAP_ATTRS | DMAPROBE_ATTR_MMIO}},
                                  .ids = {{AT(id), Kind::iova}, {AT(buffer_id), Kind::buffer}},
                                  .enums = {{AT(dir), 3}},
                                  .needs = Needs::iova},
@@ -314,7 +328,7 @@ const std::vector<Op>& ops() {
         {
             using T = struct dmaprobe_iova_unlink;
             all.push_back(of<T>({.min_size = 40,
-                                 .attrs = {AT(attrs)},
+                                 .attrs = {{AT(attrs), DMAPROBE_MAP_ATTRS | DMAPROBE_ATTR_MMIO}},
                                  .ids = {{AT(id), Kind::iova}},
                                  .enums = {{AT(dir), 3}},
                                  .needs = Needs::iova},
@@ -326,7 +340,7 @@ const std::vector<Op>& ops() {
         {
             using T = struct dmaprobe_iova_destroy;
             all.push_back(of<T>({.min_size = 32,
-                                 .attrs = {AT(attrs)},
+                                 .attrs = {{AT(attrs), DMAPROBE_MAP_ATTRS | DMAPROBE_ATTR_MMIO}},
                                  .ids = {{AT(id), Kind::iova}},
                                  .enums = {{AT(dir), 3}},
                                  .needs = Needs::iova},
@@ -358,6 +372,80 @@ const std::vector<Op>& ops() {
                                     t.buffer_id = live.buffer();
                                     t.nr_extents = 16;
                                     t.extents = live.extents.address();
+                                }));
+        }
+        {
+            using T = struct dmaprobe_set_segments;
+            all.push_back(of<T>({.min_size = 24,
+                                 .flags = DMAPROBE_SET_SEGMENTS_MAX_SIZE |
+                                          DMAPROBE_SET_SEGMENTS_BOUNDARY |
+                                          DMAPROBE_SET_SEGMENTS_MIN_ALIGN},
+                                [](Live&, T& t) {
+                                    t.flags = DMAPROBE_SET_SEGMENTS_MAX_SIZE;
+                                    t.max_segment_size = 1 << 16;
+                                }));
+        }
+        {
+            using T = struct dmaprobe_map_sg;
+            all.push_back(of<T>({.min_size = 48,
+                                 .attrs = {{AT(attrs), DMAPROBE_MAP_ATTRS}},
+                                 .enums = {{AT(kind), 2}, {AT(dir), 3}},
+                                 .pointers = {{AT(entries), true}},
+                                 .answers = true},
+                                [](Live& live, T& t) {
+                                    const dmaprobe_sg_entry entry = {.buffer_id = live.buffer(),
+                                                                     .__reserved = 0,
+                                                                     .offset = 0,
+                                                                     .length = live.length};
+
+                                    memcpy(live.extents.data(), &entry, sizeof(entry));
+                                    t.entries = live.extents.address();
+                                    t.nr_entries = 1;
+                                }));
+        }
+        {
+            using T = struct dmaprobe_map_resource;
+            all.push_back(of<T>({.min_size = 56,
+                                 .reserved = {AT(__reserved)},
+                                 .attrs = {{AT(attrs), resource_attrs}},
+                                 .enums = {{AT(bar), 6}, {AT(dir), 3}},
+                                 .answers = true},
+                                [](Live& live, T& t) { t.length = live.length; }));
+        }
+        {
+            using T = struct dmaprobe_segments;
+            all.push_back(of<T>({.min_size = 24,
+                                 .ids = {{AT(id), Kind::mapping}},
+                                 .pointers = {{AT(segments)}},
+                                 .answers = true},
+                                [](Live& live, T& t) {
+                                    t.id = live.mapping();
+                                    t.nr_segments = 16;
+                                    t.segments = live.extents.address();
+                                }));
+        }
+        {
+            using T = struct dmaprobe_buffer_pin;
+            all.push_back(of<T>({.min_size = 32,
+                                 .flags = DMAPROBE_BUFFER_PIN_READ_ONLY,
+                                 .reserved = {AT(__reserved)},
+                                 .pointers = {{AT(addr)}},
+                                 .answers = true},
+                                [](Live& live, T& t) {
+                                    t.addr = live.extents.address();
+                                    t.length = live.extents.size();
+                                }));
+        }
+        {
+            using T = struct dmaprobe_copy;
+            all.push_back(of<T>({.min_size = 40,
+                                 .ids = {{AT(id), Kind::buffer}},
+                                 .enums = {{AT(dir), 2}},
+                                 .pointers = {{AT(addr)}}},
+                                [](Live& live, T& t) {
+                                    t.id = live.buffer();
+                                    t.length = live.extents.size();
+                                    t.addr = live.extents.address();
                                 }));
         }
         return all;
@@ -566,15 +654,28 @@ TEST_P(EveryStruct, UnknownFlags) {
     }
 }
 
-TEST_P(StructsWithAttributes, UnknownAttributes) {
+// Known and taken; known, but of another command; unknown, to us or to the kernel.
+TEST_P(StructsWithAttributes, WrongAttributes) {
     Live live(bdf);
+    uint64_t unknown = ~all_attrs;
 
-    for (const size_t offset : op().attrs) {
+    if (live.s.missing("dma_map_phys"))
+        unknown |= DMAPROBE_ATTR_MMIO;
+    if (!kernel_is_at_least(7, 0))
+        unknown |= DMAPROBE_ATTR_REQUIRE_COHERENT;
+    for (const AttrsField& field : op().attrs) {
         for (unsigned bit = 0; bit < 64; bit++) {
-            SCOPED_TRACE(std::format("attribute {:#x}", uint64_t{1} << bit));
+            const uint64_t attr = uint64_t{1} << bit;
+
+            if (field.taken & attr & ~unknown)
+                continue;
+            SCOPED_TRACE(std::format("attribute {:#x}", attr));
             std::byte* at = sample(live, op().size);
-            set<uint64_t>(at, offset, uint64_t{1} << bit);
-            refused(live, at, EOPNOTSUPP);
+            set<uint64_t>(at, field.offset, attr);
+            refused(live, at, attr & unknown ? EOPNOTSUPP : EINVAL);
+            // A good one beside it changes nothing.
+            set<uint64_t>(at, field.offset, attr | DMAPROBE_ATTR_WEAK_ORDERING);
+            refused(live, at, attr & unknown ? EOPNOTSUPP : EINVAL);
         }
     }
 }
@@ -671,8 +772,14 @@ TEST_P(StructsWithPointers, BadInnerPointer) {
         ASSERT_TRUE(read_only && read_only.protect(PROT_READ));
         refused_with<uint64_t>(field.offset, 0, EFAULT);
         refused_with<uint64_t>(field.offset, room_.address() + room_.size(), EFAULT);
-        refused_with<uint64_t>(field.offset, read_only.address(), EFAULT);
         refused_with<uint64_t>(field.offset, ~uint64_t{0xfff}, EFAULT);
+        if (field.input) {
+            // The first byte can be read, the last one cannot.
+            refused_with<uint64_t>(field.offset, read_only.address() + read_only.size() - 1,
+                                   EFAULT);
+            continue;
+        }
+        refused_with<uint64_t>(field.offset, read_only.address(), EFAULT);
         // The first byte can be written, the last one cannot.
         refused_with<uint64_t>(field.offset, room_.address() - 1, EFAULT);
         refused_with<uint64_t>(field.offset, read_only.address() + read_only.size() - 1, EFAULT);
@@ -703,7 +810,9 @@ TEST_P(StructsThatAnswer, ReadOnlyStruct) {
     }
     // And nothing without an id: a leaked mapping or IOVA would hold the mask
     // and the buffer.
-    if (op().number == DMAPROBE_NR_MAP || op().number == DMAPROBE_NR_IOVA_ALLOC) {
+    static const std::set<unsigned> makers = {DMAPROBE_NR_MAP, DMAPROBE_NR_IOVA_ALLOC,
+                                              DMAPROBE_NR_MAP_SG, DMAPROBE_NR_MAP_RESOURCE};
+    if (makers.contains(op().number)) {
         EXPECT_OK(session.set_mask(0xffffffff));
         EXPECT_OK(session.free({.id = live.buffer()}));
     }
@@ -827,7 +936,8 @@ TEST_F(Abi, LimitsAgreeWithTheDomain) {
     EXPECT_EQ(limits.dma_mask & (limits.dma_mask + 1), 0u) << "not ones from bit 0 up";
     EXPECT_EQ(limits.props & ~uint32_t{DMAPROBE_DEVICE_COHERENT | DMAPROBE_DEVICE_NEED_SYNC |
                                        DMAPROBE_DEVICE_NEED_UNMAP |
-                                       DMAPROBE_DEVICE_ADDRESSING_LIMITED | DMAPROBE_DEVICE_IOMMU},
+                                       DMAPROBE_DEVICE_ADDRESSING_LIMITED | DMAPROBE_DEVICE_IOMMU |
+                                       DMAPROBE_DEVICE_CAN_MMAP},
               0u);
     if (!(limits.props & DMAPROBE_DEVICE_IOMMU)) {
         EXPECT_NE(domain.type, uint32_t{DMAPROBE_DOMAIN_DMA});

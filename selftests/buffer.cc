@@ -382,5 +382,299 @@ TEST_P(BufferKinds, ForkedChildSeesTheSame) {
     EXPECT_TRUE(std::ranges::all_of(m.bytes(), [](std::byte x) { return x == std::byte{0x32}; }));
 }
 
+// --- the layouts ------------------------------------------------------------
+
+constexpr uint32_t map_kinds[] = {DMAPROBE_MAP_SINGLE, DMAPROBE_MAP_PAGE, DMAPROBE_MAP_PHYS};
+
+std::vector<std::byte> pattern(size_t length, size_t seed) {
+    std::vector<std::byte> bytes(length);
+
+    for (size_t i = 0; i < length; i++)
+        bytes[i] = static_cast<std::byte>((i * 131 + i / 251 + seed * 17 + 1) & 0xff);
+    return bytes;
+}
+
+class BufferLayouts : public DeviceTest {
+protected:
+    int alloc(Buffer& out, dmaprobe_buffer_alloc op) const {
+        const int err = s(op);
+
+        if (!err)
+            out = {.id = op.id, .length = op.length, .mmap_offset = op.mmap_offset};
+        return err;
+    }
+
+    int alloc(Buffer& out, uint32_t kind, uint64_t length, uint32_t order, uint64_t offset) const {
+        dmaprobe_buffer_alloc op = {};
+
+        op.kind = kind;
+        op.length = length;
+        op.order = order;
+        op.offset = offset;
+        return alloc(out, op);
+    }
+
+    int map(dmaprobe_map& op, const Buffer& b, uint64_t offset, uint64_t length,
+            uint32_t kind = DMAPROBE_MAP_PAGE) const {
+        op = {};
+        op.kind = kind;
+        op.buffer_id = b.id;
+        op.buffer_offset = offset;
+        op.length = length;
+        return s(op);
+    }
+
+    // The one extent that a range is, with its physical address.
+    dmaprobe_extent extent_of(uint64_t iova, uint64_t length) const {
+        dmaprobe_extent extent = {};
+        dmaprobe_translate op = {};
+
+        op.flags = DMAPROBE_TRANSLATE_PHYS;
+        op.iova = iova;
+        op.length = length;
+        op.nr_extents = 1;
+        op.extents = reinterpret_cast<uintptr_t>(&extent);
+        EXPECT_OK(s(op));
+        EXPECT_EQ(op.translated, length) << "more than one extent";
+        return extent;
+    }
+
+    bool offered(uint32_t kind) const {
+        return kind != DMAPROBE_MAP_PHYS || !s.missing("dma_map_phys");
+    }
+};
+
+// Pieces are contiguous and aligned to their size, and no piece follows another.
+TEST_F(BufferLayouts, ScatteredPieces) {
+    const bool iommu = s.translated();
+
+    for (uint32_t order = 1; order <= 9; order++) {
+        const uint64_t piece = page_size() << order;
+        const uint64_t n = 3;
+        uint64_t before = 0;
+        Buffer b;
+        dmaprobe_map m = {};
+
+        SCOPED_TRACE(std::format("order {}", order));
+        ASSERT_OK(alloc(b, DMAPROBE_BUFFER_SCATTERED, n * piece, order, 0));
+        for (uint64_t i = 0; i < n; i++) {
+            SCOPED_TRACE(std::format("piece {}", i));
+            for (const uint32_t kind : map_kinds) {
+                if (!offered(kind))
+                    continue;
+                ASSERT_OK(map(m, b, i * piece, piece, kind));
+                if (iommu)
+                    expect_leads_to(m.dma_addr, piece, b, i * piece);
+                ASSERT_OK(s.unmap(m.id));
+            }
+            if (iommu) {
+                ASSERT_OK(map(m, b, i * piece, piece));
+                const uint64_t phys = extent_of(m.dma_addr, piece).phys;
+                EXPECT_EQ(phys % piece, 0u);
+                if (i) {
+                    EXPECT_NE(before + piece, phys) << "follows the one before";
+                }
+                before = phys;
+                ASSERT_OK(s.unmap(m.id));
+            }
+            if (i + 1 < n) {
+                EXPECT_ERRNO(map(m, b, (i + 1) * piece - 1, 2), EINVAL) << "into the next piece";
+            }
+        }
+        EXPECT_ERRNO(map(m, b, 0, n * piece), EINVAL) << "all of them";
+
+        // One range to the program, which can outlive the buffer.
+        Memory memory = s.mmap(b);
+        ASSERT_TRUE(memory);
+        const auto bytes = pattern(b.length, order);
+        std::ranges::copy(bytes, memory.data());
+        std::vector<std::byte> read(b.length);
+        EXPECT_OK(s.copy(b.id, DMAPROBE_COPY_READ, 0, read));
+        EXPECT_TRUE(read == bytes);
+        EXPECT_OK(s.free(b));
+        EXPECT_TRUE(std::ranges::equal(memory.bytes(), bytes));
+    }
+}
+
+TEST_F(BufferLayouts, BadOrders) {
+    const uint64_t page = page_size();
+    Buffer b;
+
+    for (const uint32_t order : {11u, 31u, 32u, 63u, 64u, 0x80000000u, 0xffffffffu})
+        EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_SCATTERED, gib, order, 0), EINVAL) << order;
+    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_SCATTERED, 3 * page, 1, 0), EINVAL)
+        << "not a multiple of the pieces' size";
+    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_SCATTERED, page, 9, 0), EINVAL) << "less than a piece";
+    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_CONTIGUOUS, 2 * page, 1, 0), EINVAL);
+    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_KMALLOC, 2 * page, 1, 0), EINVAL);
+}
+
+// The bytes of its pages around a kmalloc buffer are not the buffer's.
+TEST_F(BufferLayouts, KmallocAnywhereInItsPage) {
+    const uint64_t page = page_size();
+    const uint64_t granule = s.granule();
+    const bool iommu = s.translated();
+
+    for (const uint64_t offset : {uint64_t{0}, uint64_t{8}, uint64_t{1000}, page - 8})
+        for (const uint64_t length : {uint64_t{1}, uint64_t{7}, page, page + 1, uint64_t{65536}})
+            for (const uint32_t kind : map_kinds) {
+                if (!offered(kind))
+                    continue;
+                SCOPED_TRACE(
+                    std::format("offset {}, length {}, map kind {}", offset, length, kind));
+                Buffer b;
+                dmaprobe_map m = {};
+
+                ASSERT_OK(alloc(b, DMAPROBE_BUFFER_KMALLOC, length, 0, offset));
+                EXPECT_EQ(b.mmap_offset, 0u);
+                ASSERT_OK(map(m, b, 0, length, kind));
+                if (iommu) {
+                    const uint64_t head = offset % granule;
+                    const uint64_t start = m.dma_addr - head;
+                    const uint64_t tail = (granule - (head + length) % granule) % granule;
+                    std::vector<Extent> want;
+
+                    EXPECT_EQ(m.dma_addr % granule, head);
+                    if (head)
+                        want.push_back(
+                            {.iova = start, .length = head, .kind = DMAPROBE_EXTENT_FOREIGN});
+                    want.push_back({.iova = m.dma_addr,
+                                    .length = length,
+                                    .kind = DMAPROBE_EXTENT_BUFFER,
+                                    .buffer_id = b.id});
+                    if (tail)
+                        want.push_back({.iova = m.dma_addr + length,
+                                        .length = tail,
+                                        .kind = DMAPROBE_EXTENT_FOREIGN});
+                    expect_extents(want, start, head + length + tail);
+                    if (length > 3)
+                        expect_leads_to(m.dma_addr + 3, length - 3, b, 3);
+                }
+                EXPECT_ERRNO(map(m, b, 0, length + 1), EINVAL);
+                EXPECT_ERRNO(map(m, b, length, 1), EINVAL);
+                EXPECT_ERRNO(s.free(b), EBUSY);
+            }
+}
+
+TEST_F(BufferLayouts, KmallocBytes) {
+    const uint64_t page = page_size();
+
+    for (const uint64_t offset : {uint64_t{0}, uint64_t{24}, page - 8}) {
+        SCOPED_TRACE(std::format("offset {}", offset));
+        const uint64_t length = 2 * page + 100;
+        const auto bytes = pattern(length, offset);
+        Buffer b;
+
+        ASSERT_OK(alloc(b, DMAPROBE_BUFFER_KMALLOC, length, 0, offset));
+        std::vector<std::byte> read(length, std::byte{0xff});
+        ASSERT_OK(s.copy(b.id, DMAPROBE_COPY_READ, 0, read));
+        EXPECT_TRUE(std::ranges::all_of(read, [](std::byte x) { return x == std::byte{0}; }));
+        auto write = bytes;
+        ASSERT_OK(s.copy(b.id, DMAPROBE_COPY_WRITE, 0, write));
+        ASSERT_OK(s.copy(b.id, DMAPROBE_COPY_READ, 0, read));
+        EXPECT_TRUE(read == bytes);
+    }
+}
+
+TEST_F(BufferLayouts, KmallocLimits) {
+    const uint64_t page = page_size();
+    Buffer b;
+
+    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_KMALLOC, 0, 0, 0), EINVAL);
+    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_KMALLOC, 65537, 0, 0), EINVAL);
+    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_KMALLOC, ~uint64_t{0}, 0, 8), EINVAL);
+    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_KMALLOC, 1, 0, 4), EINVAL) << "offset no multiple of 8";
+    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_KMALLOC, 1, 0, page), EINVAL) << "offset of a page";
+    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_KMALLOC, 1, 0, ~uint64_t{7}), EINVAL);
+    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_CONTIGUOUS, page, 0, 8), EINVAL);
+    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_SCATTERED, page, 0, 8), EINVAL);
+
+    // By the offset that other kinds have, as none was given.
+    Buffer other;
+    ASSERT_OK(s.alloc(other, page));
+    ASSERT_OK(alloc(b, DMAPROBE_BUFFER_KMALLOC, page, 0, 0));
+    const auto at = static_cast<off_t>(other.mmap_offset / other.id * b.id);
+    EXPECT_EQ(mmap(nullptr, page, PROT_READ, MAP_SHARED, s.fd(), at), MAP_FAILED);
+    EXPECT_ERRNO(errno, EINVAL);
+}
+
+TEST_F(BufferLayouts, Nodes) {
+    for (const uint32_t kind :
+         {DMAPROBE_BUFFER_CONTIGUOUS, DMAPROBE_BUFFER_SCATTERED, DMAPROBE_BUFFER_KMALLOC}) {
+        SCOPED_TRACE(std::format("kind {}", kind));
+        dmaprobe_buffer_alloc op = {};
+        Buffer b;
+
+        op.kind = kind;
+        op.length = page_size();
+        op.flags = DMAPROBE_BUFFER_NODE;
+        EXPECT_OK(alloc(b, op));
+        for (const uint32_t node : {63u, 1023u, 1024u, 0x7fffffffu, 0x80000000u, 0xffffffffu}) {
+            op.node = node;
+            EXPECT_ERRNO(alloc(b, op), EINVAL) << "node " << node;
+        }
+        op.flags = 0;
+        op.node = 1;
+        EXPECT_ERRNO(alloc(b, op), EINVAL) << "a node without the flag";
+    }
+}
+
+// --- DMAPROBE_COPY ----------------------------------------------------------
+
+TEST_P(BufferKinds, CopyAndMmapSeeTheSame) {
+    const size_t page = page_size();
+    const auto bytes = pattern(4 * page, kind());
+    Buffer b;
+
+    ASSERT_OK(s.alloc(b, 4 * page, kind()));
+    Memory m = s.mmap(b);
+    ASSERT_TRUE(m);
+    const std::pair<size_t, size_t> ranges[] = {{0, 4 * page}, {0, 1},        {4 * page - 1, 1},
+                                                {page - 1, 2}, {3, 3 * page}, {2 * page, page}};
+    for (const auto& [offset, length] : ranges) {
+        SCOPED_TRACE(std::format("{} bytes from {} on", length, offset));
+        std::vector<std::byte> want(4 * page);
+        std::vector<std::byte> part(bytes.begin() + static_cast<ptrdiff_t>(offset),
+                                    bytes.begin() + static_cast<ptrdiff_t>(offset + length));
+
+        memset(m.data(), 0, m.size());
+        EXPECT_OK(s.copy(b.id, DMAPROBE_COPY_WRITE, offset, part));
+        std::ranges::copy(part, want.begin() + static_cast<ptrdiff_t>(offset));
+        EXPECT_TRUE(std::ranges::equal(m.bytes(), want));
+        std::vector<std::byte> read(length);
+        EXPECT_OK(s.copy(b.id, DMAPROBE_COPY_READ, offset, read));
+        EXPECT_TRUE(read == part);
+    }
+}
+
+TEST_P(BufferKinds, BadCopies) {
+    const size_t page = page_size();
+    Memory user = Memory::fenced(2 * page);
+    Buffer b;
+
+    ASSERT_TRUE(user);
+    ASSERT_OK(s.alloc(b, 2 * page, kind()));
+    for (const uint32_t dir : {DMAPROBE_COPY_READ, DMAPROBE_COPY_WRITE}) {
+        const auto copy = [&](uint64_t offset, uint64_t length, uint64_t addr) {
+            dmaprobe_copy op = {};
+
+            op.id = b.id;
+            op.dir = dir;
+            op.offset = offset;
+            op.length = length;
+            op.addr = addr;
+            return s(op);
+        };
+
+        EXPECT_OK(copy(0, 2 * page, user.address()));
+        EXPECT_ERRNO(copy(0, 0, user.address()), EINVAL) << "nothing";
+        EXPECT_ERRNO(copy(0, 2 * page + 1, user.address()), EINVAL) << "too long";
+        EXPECT_ERRNO(copy(1, 2 * page, user.address()), EINVAL) << "ends behind";
+        EXPECT_ERRNO(copy(2 * page, 1, user.address()), EINVAL) << "starts behind";
+        EXPECT_ERRNO(copy(~uint64_t{0}, 2, user.address()), EINVAL) << "overflow";
+        EXPECT_ERRNO(copy(0, page + 1, user.address() + page), EFAULT) << "into the fence";
+        EXPECT_ERRNO(copy(0, 1, ~uint64_t{0xfff}), EFAULT) << "the kernel's";
+    }
+}
 } // namespace
 } // namespace selftest

@@ -20,9 +20,12 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <csignal>
 #include <cstring>
 #include <filesystem>
 #include <format>
+#include <sys/mman.h>
+#include <unistd.h>
 
 namespace selftest {
 namespace {
@@ -409,6 +412,132 @@ TEST_F(Engine, LinksReachTheDeviceThroughSyncAlone) {
     EXPECT_TRUE(same(pages.bytes().subspan(page, bytes.size()), bytes));
     expect_no_fault();
     EXPECT_WORKS(space->destroy(Size(2 * page), Direction::bidirectional));
+}
+
+// The program's own memory, at an odd byte: the device reads and writes just that.
+TEST_F(Engine, PinnedMemoryBothWays) {
+    const size_t page = page_size();
+    Memory m = Memory::fenced(2 * page);
+    Buffer b;
+    dmaprobe_map op = {};
+
+    ASSERT_TRUE(m);
+    auto want = pattern(2 * page, 30);
+    put(m.bytes(), want);
+    ASSERT_OK(s.pin(b, m.data() + 1001, page));
+    op.kind = DMAPROBE_MAP_PAGE;
+    op.buffer_id = b.id;
+    op.length = page - 1001;
+    if (const int err = s(op); err == EIO && !iommu)
+        GTEST_SKIP() << "no IOMMU translates, and the device cannot reach the memory";
+    else
+        ASSERT_OK(err);
+    EXPECT_TRUE(same(device_reads(Iova(op.dma_addr + 3), 512), std::span(want).subspan(1004, 512)));
+    const auto written = pattern(700, 31);
+    device_writes(Iova(op.dma_addr + 5), written);
+    std::ranges::copy(written, want.begin() + 1006);
+    EXPECT_TRUE(same(m.bytes(), want));
+    expect_no_fault();
+}
+
+// What the device writes after the program has unmapped its memory is there when the
+// program looks again.
+TEST_F(Engine, PinnedMemoryAfterMunmap) {
+    const size_t page = page_size();
+    const Fd fd(memfd_create("pinned", MFD_CLOEXEC));
+    Buffer b;
+    dmaprobe_map op = {};
+
+    ASSERT_TRUE(fd);
+    ASSERT_EQ(ftruncate(fd.get(), static_cast<off_t>(page)), 0);
+    const auto look = [&] {
+        void* at = mmap(nullptr, page, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
+
+        return at == MAP_FAILED ? Memory{} : Memory{at, page};
+    };
+    Memory m = look();
+    ASSERT_TRUE(m);
+    put(m.bytes(), pattern(page, 32));
+    ASSERT_OK(s.pin(b, m.data(), page));
+    op.kind = DMAPROBE_MAP_PAGE;
+    op.buffer_id = b.id;
+    op.length = page;
+    if (const int err = s(op); err == EIO && !iommu)
+        GTEST_SKIP() << "no IOMMU translates, and the device cannot reach the memory";
+    else
+        ASSERT_OK(err);
+    m.unmap();
+    EXPECT_TRUE(same(device_reads(Iova(op.dma_addr), page), pattern(page, 32)));
+    device_writes(Iova(op.dma_addr + 100), pattern(300, 33));
+    ASSERT_OK(s.unmap(op.id));
+    ASSERT_OK(s.free(b));
+    m = look();
+    ASSERT_TRUE(m);
+    auto want = pattern(page, 32);
+    std::ranges::copy(pattern(300, 33), want.begin() + 100);
+    EXPECT_TRUE(same(m.bytes(), want));
+    expect_no_fault();
+}
+
+// A child does not take the parent's page away when either of them writes.
+TEST_F(Engine, PinnedMemoryAfterFork) {
+    const size_t page = page_size();
+    Memory m = Memory::fenced(page);
+    Buffer b;
+    dmaprobe_map op = {};
+
+    ASSERT_TRUE(m);
+    put(m.bytes(), pattern(page, 34));
+    ASSERT_OK(s.pin(b, m.data(), page));
+    op.kind = DMAPROBE_MAP_PAGE;
+    op.buffer_id = b.id;
+    op.length = page;
+    if (const int err = s(op); err == EIO && !iommu)
+        GTEST_SKIP() << "no IOMMU translates, and the device cannot reach the memory";
+    else
+        ASSERT_OK(err);
+    const pid_t child = fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+        for (;;)
+            pause();
+    }
+    put(m.bytes(), pattern(page, 35));
+    EXPECT_TRUE(same(device_reads(Iova(op.dma_addr), page), pattern(page, 35)));
+    device_writes(Iova(op.dma_addr), pattern(page, 36));
+    EXPECT_TRUE(same(m.bytes(), pattern(page, 36)));
+    kill(child, SIGKILL);
+    int status = 0;
+    EXPECT_TRUE(wait_for_child(child, seconds(10), status));
+    expect_no_fault();
+}
+
+// A buffer at an odd place of its pages, which COPY fills and reads.
+TEST_F(Engine, KmallocMemoryBothWays) {
+    const size_t page = page_size();
+    dmaprobe_buffer_alloc alloc = {};
+    dmaprobe_map op = {};
+
+    alloc.kind = DMAPROBE_BUFFER_KMALLOC;
+    alloc.length = 2 * page + 8;
+    alloc.offset = page - 8;
+    ASSERT_OK(s(alloc));
+    auto want = pattern(alloc.length, 37);
+    ASSERT_OK(s.copy(alloc.id, DMAPROBE_COPY_WRITE, 0, want));
+    op.buffer_id = alloc.id;
+    op.length = alloc.length;
+    if (const int err = s(op); err == EIO && !iommu)
+        GTEST_SKIP() << "no IOMMU translates, and the device cannot reach the memory";
+    else
+        ASSERT_OK(err);
+    EXPECT_TRUE(same(device_reads(Iova(op.dma_addr), 64), std::span(want).first(64)));
+    device_writes(Iova(op.dma_addr + 2 * page - 100), pattern(108, 38));
+    std::ranges::copy(pattern(108, 38), want.end() - 108);
+    ASSERT_OK(s.unmap(op.id));
+    std::vector<std::byte> got(alloc.length);
+    ASSERT_OK(s.copy(alloc.id, DMAPROBE_COPY_READ, 0, got));
+    EXPECT_TRUE(same(got, want));
+    expect_no_fault();
 }
 
 // The library's and the bare ABI's view of the page tables are one.

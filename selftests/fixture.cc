@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <bit>
 #include <cerrno>
+#include <charconv>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -17,6 +18,7 @@
 #include <print>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/utsname.h>
 #include <thread>
 #include <unistd.h>
 
@@ -221,6 +223,29 @@ int Raw::free(const Buffer& buffer) const {
     return (*this)(op);
 }
 
+int Raw::pin(Buffer& out, const void* start, uint64_t length, uint32_t flags) const {
+    dmaprobe_buffer_pin op = {};
+
+    op.flags = flags;
+    op.addr = reinterpret_cast<uintptr_t>(start);
+    op.length = length;
+    const int err = (*this)(op);
+    if (!err)
+        out = {.id = op.id, .length = length};
+    return err;
+}
+
+int Raw::copy(uint32_t id, uint32_t dir, uint64_t offset, std::span<std::byte> bytes) const {
+    dmaprobe_copy op = {};
+
+    op.id = id;
+    op.dir = dir;
+    op.offset = offset;
+    op.length = bytes.size();
+    op.addr = reinterpret_cast<uintptr_t>(bytes.data());
+    return (*this)(op);
+}
+
 Memory Raw::mmap(const Buffer& buffer) const {
     void* start = ::mmap(nullptr, buffer.length, PROT_READ | PROT_WRITE, MAP_SHARED, fd(),
                          static_cast<off_t>(buffer.mmap_offset));
@@ -327,6 +352,42 @@ int Raw::translate(std::vector<Extent>& out, uint64_t iova, uint64_t length) con
     return 0;
 }
 
+int Raw::map_sg(dmaprobe_map_sg& out, std::span<const dmaprobe_sg_entry> entries, uint32_t kind,
+                uint32_t dir, uint64_t attrs) const {
+    out = {};
+    out.kind = kind;
+    out.dir = dir;
+    out.entries = reinterpret_cast<uintptr_t>(entries.data());
+    out.nr_entries = static_cast<uint32_t>(entries.size());
+    out.attrs = attrs;
+    return (*this)(out);
+}
+
+int Raw::segments(std::vector<dmaprobe_segment>& out, uint32_t id) const {
+    dmaprobe_segments op = {};
+
+    out.clear();
+    op.id = id;
+    if (const int err = (*this)(op))
+        return err;
+    out.resize(op.nr_segments);
+    op.segments = reinterpret_cast<uintptr_t>(out.data());
+    if (const int err = (*this)(op))
+        return err;
+    return op.nr_segments == out.size() ? 0 : EPROTO;
+}
+
+int Raw::set_segments(uint32_t flags, uint32_t max_size, uint64_t boundary_mask,
+                      uint32_t min_align_mask) const {
+    dmaprobe_set_segments op = {};
+
+    op.flags = flags;
+    op.max_segment_size = max_size;
+    op.segment_boundary_mask = boundary_mask;
+    op.min_align_mask = min_align_mask;
+    return (*this)(op);
+}
+
 dmaprobe_limits Raw::limits() const {
     dmaprobe_limits op = {};
 
@@ -379,6 +440,24 @@ std::optional<std::string> Raw::missing(std::string_view kernel_call) const {
                            std::string_view(op.detail, strnlen(op.detail, sizeof(op.detail))));
     }
     return std::format("{}: the module does not list this call", kernel_call);
+}
+
+bool kernel_is_at_least(unsigned major, unsigned minor) {
+    utsname name = {};
+    unsigned running[2] = {};
+
+    if (uname(&name))
+        return false;
+    const char* at = name.release;
+    const char* const end = at + strlen(at);
+    for (unsigned& number : running) {
+        const auto [next, err] = std::from_chars(at, end, number);
+
+        if (err != std::errc{})
+            return false;
+        at = next == end ? end : next + 1;
+    }
+    return std::pair(running[0], running[1]) >= std::pair(major, minor);
 }
 
 void DeviceTest::SetUp() {

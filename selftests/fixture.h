@@ -197,6 +197,10 @@ public:
     /* The usual calls, with all that a test seldom names left out. */
     int alloc(Buffer& out, uint64_t length, uint32_t kind = DMAPROBE_BUFFER_CONTIGUOUS) const;
     int free(const Buffer& buffer) const;
+    /* Bytes of the program's own memory as a buffer. */
+    int pin(Buffer& out, const void* start, uint64_t length, uint32_t flags = 0) const;
+    /* Between an object and the program's memory, whichever way @dir says. */
+    int copy(uint32_t id, uint32_t dir, uint64_t offset, std::span<std::byte> bytes) const;
     /* The buffer's memory, or an empty one (errno tells why). */
     Memory mmap(const Buffer& buffer) const;
     int unmap(uint32_t mapping) const;
@@ -210,6 +214,14 @@ public:
     int destroy(uint32_t iova, uint64_t mapped_len,
                 uint32_t dir = DMAPROBE_DIR_BIDIRECTIONAL) const;
     int set_mask(uint64_t mask, uint32_t flags = DMAPROBE_SET_MASK_STREAMING) const;
+
+    int map_sg(dmaprobe_map_sg& out, std::span<const dmaprobe_sg_entry> entries,
+               uint32_t kind = DMAPROBE_MAP_SG_LIST, uint32_t dir = DMAPROBE_DIR_BIDIRECTIONAL,
+               uint64_t attrs = 0) const;
+    /* All segments of a mapping. */
+    int segments(std::vector<dmaprobe_segment>& out, uint32_t id) const;
+    int set_segments(uint32_t flags, uint32_t max_size, uint64_t boundary_mask = 0,
+                     uint32_t min_align_mask = 0) const;
 
     /* All extents of a range; asks again until the whole range was told. */
     int translate(std::vector<Extent>& out, uint64_t iova, uint64_t length) const;
@@ -232,6 +244,8 @@ private:
 /* An environment variable, or an empty string. */
 std::string env(const char* name);
 std::string node_path(const std::string& bdf);
+/* Whether the running kernel is of this version or newer. */
+bool kernel_is_at_least(unsigned major, unsigned minor);
 
 /* Poll until the condition holds or the time is over; tells which. */
 bool wait_for(const std::function<bool()>& condition, std::chrono::milliseconds timeout);

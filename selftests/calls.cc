@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// The table of the DMA API's calls in the manual, against the ABI's header and
+// against what the module tells.
+
+#include "fixture.h"
+
+#include <algorithm>
+#include <format>
+#include <map>
+#include <set>
+
+// The files as they were when this was built, from the top of the tree.
+asm(".pushsection .rodata\n"
+    "selftest_calls_csv: .incbin \"Documentation/api-calls.csv\"\n"
+    "selftest_calls_csv_end:\n"
+    "selftest_calls_abi: .incbin \"uapi/linux/dmaprobe.h\"\n"
+    "selftest_calls_abi_end:\n"
+    ".popsection\n");
+// NOLINTBEGIN(modernize-avoid-c-arrays): symbols of the assembler
+extern "C" const char selftest_calls_csv[];
+extern "C" const char selftest_calls_csv_end[];
+extern "C" const char selftest_calls_abi[];
+extern "C" const char selftest_calls_abi_end[];
+// NOLINTEND(modernize-avoid-c-arrays)
+
+namespace selftest {
+namespace {
+
+struct Row {
+    std::string call;
+    std::string document;
+    std::string command;
+    std::string how;
+    std::string since;
+    std::string why;
+
+    // As the module tells it, on a kernel that has the call.
+    std::string detail() const {
+        if (!why.empty())
+            return why;
+        return how.empty() ? command : command + ", " + how;
+    }
+};
+
+// RFC 4180, without line breaks in fields.
+std::vector<std::string> fields_of(std::string_view line) {
+    std::vector<std::string> fields(1);
+    bool quoted = false;
+
+    for (size_t i = 0; i < line.size(); i++) {
+        if (line[i] == '"' && quoted && i + 1 < line.size() && line[i + 1] == '"')
+            fields.back() += line[++i];
+        else if (line[i] == '"')
+            quoted = !quoted;
+        else if (line[i] == ',' && !quoted)
+            fields.emplace_back();
+        else
+            fields.back() += line[i];
+    }
+    return fields;
+}
+
+std::vector<Row> parse(std::string_view text) {
+    std::vector<Row> rows;
+
+    while (!text.empty()) {
+        const size_t end = std::min(text.find('\n'), text.size());
+        std::vector<std::string> f = fields_of(text.substr(0, end));
+
+        text.remove_prefix(std::min(end + 1, text.size()));
+        f.resize(6);
+        rows.push_back({f[0], f[1], f[2], f[3], f[4], f[5]});
+    }
+    return rows;
+}
+
+const std::vector<Row>& table() {
+    static const std::vector<Row> rows = [] {
+        std::vector<Row> all = parse({selftest_calls_csv, selftest_calls_csv_end});
+
+        if (!all.empty())
+            all.erase(all.begin()); // the heads of the columns
+        return all;
+    }();
+    return rows;
+}
+
+// Whether the header defines the command and numbers it.
+bool is_command(const std::string& name) {
+    const std::string_view header(selftest_calls_abi, selftest_calls_abi_end);
+    const std::string prefix = "DMAPROBE_";
+
+    if (!name.starts_with(prefix))
+        return false;
+    const std::string number = prefix + "NR_" + name.substr(prefix.size());
+    return header.contains(std::format("\t{},\n", number)) &&
+           header.contains(std::format("#define {} _IO(DMAPROBE_IOC_MAGIC, {})", name, number));
+}
+
+TEST(CallTable, EveryRowHasACommandOrAReason) {
+    static const std::set<std::string> documents = {"", "DMA-API.txt", "noncontiguous", "iova",
+                                                    "dma-iommu.c"};
+    std::set<std::string> seen;
+
+    ASSERT_GT(table().size(), 100u);
+    for (const Row& row : table()) {
+        SCOPED_TRACE(row.call);
+        EXPECT_FALSE(row.call.empty());
+        EXPECT_TRUE(seen.insert(row.call).second) << "twice";
+        EXPECT_TRUE(documents.contains(row.document)) << row.document;
+        EXPECT_NE(row.command.empty(), row.why.empty())
+            << "a row has either a command or a reason why there is none";
+        if (row.why.empty()) {
+            EXPECT_TRUE(is_command(row.command)) << row.command << " is no command";
+        } else {
+            EXPECT_FALSE(row.document.empty()) << "gone, and no document has it";
+            EXPECT_EQ(row.how + row.since, "");
+        }
+        EXPECT_LT(row.call.size(), sizeof(dmaprobe_call::name));
+        EXPECT_LT(row.detail().size(), sizeof(dmaprobe_call::detail));
+    }
+}
+
+TEST(CallTable, KnowsACommandWhenItSeesOne) {
+    EXPECT_TRUE(is_command("DMAPROBE_MAP"));
+    EXPECT_TRUE(is_command("DMAPROBE_IOVA_DESTROY"));
+    for (const char* none : {"", "MAP", "DMAPROBE_", "DMAPROBE_IOVA", "DMAPROBE_MAP_ATTRS",
+                             "DMAPROBE_NR_MAP", "DMAPROBE_map"})
+        EXPECT_FALSE(is_command(none)) << none;
+}
+
+class Calls : public DeviceTest {};
+
+// The module tells the same, with what the running kernel lacks missing.
+TEST_F(Calls, ModuleAndManualAgree) {
+    std::map<std::string, const Row*> left;
+    dmaprobe_version version = {};
+
+    for (const Row& row : table())
+        left.emplace(row.call, &row);
+    ASSERT_OK(s(version));
+    for (uint32_t i = 0; i < version.nr_calls; i++) {
+        dmaprobe_call op = {};
+
+        op.index = i;
+        ASSERT_OK(s(op));
+        SCOPED_TRACE(op.name);
+        const auto found = left.find(op.name);
+        if (found == left.end()) {
+            ADD_FAILURE() << "the manual does not have this call";
+            continue;
+        }
+        const Row& row = *found->second;
+        left.erase(found);
+        if (!row.why.empty()) {
+            EXPECT_EQ(op.status, uint32_t{DMAPROBE_CALL_GONE});
+            EXPECT_EQ(op.detail, row.why);
+        } else if (op.status == DMAPROBE_CALL_MISSING) {
+            EXPECT_EQ(op.detail, std::format("this kernel is older than Linux {}", row.since));
+        } else {
+            EXPECT_EQ(op.status, uint32_t{DMAPROBE_CALL_OFFERED});
+            EXPECT_EQ(op.detail, row.detail());
+        }
+        // What the kernel has is not missing, and the reverse.
+        if (!row.since.empty()) {
+            const size_t dot = row.since.find('.');
+            const auto major = static_cast<unsigned>(std::stoul(row.since.substr(0, dot)));
+            const auto minor = static_cast<unsigned>(std::stoul(row.since.substr(dot + 1)));
+
+            EXPECT_EQ(op.status == DMAPROBE_CALL_OFFERED, kernel_is_at_least(major, minor));
+        }
+    }
+    for (const auto& [name, row] : left)
+        ADD_FAILURE() << name << ": the module does not tell this call";
+}
+
+} // namespace
+} // namespace selftest
