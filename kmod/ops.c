@@ -6,6 +6,8 @@
 #include <linux/fs.h>
 #include <linux/io_uring/cmd.h>
 #include <linux/nospec.h>
+#include <linux/sched/signal.h>
+#include <linux/slab.h>
 #include <linux/uaccess.h>
 
 #include "compat.h"
@@ -70,6 +72,7 @@ struct dmaprobe_op {
 		.size = sizeof(struct _struct) +			\
 			BUILD_BUG_ON_ZERO(sizeof(union dmaprobe_cmd_buffer) < \
 					  sizeof(struct _struct)) +	\
+			BUILD_BUG_ON_ZERO(sizeof(struct _struct) % sizeof(u64)) + \
 			BUILD_BUG_ON_ZERO(offsetof(struct _struct, size) != 0) + \
 			BUILD_BUG_ON_ZERO(offsetof(struct _struct, flags) != 4), \
 		.min_size = offsetofend(struct _struct, _last),		\
@@ -166,27 +169,97 @@ int dmaprobe_respond(const struct dmaprobe_ucmd *ucmd)
 				   ucmd->size, NULL);
 }
 
-/* Read the op's struct and check what all structs have in common. */
-static int fetch(const struct dmaprobe_op *op, struct dmaprobe_ucmd *ucmd)
+/*
+ * Read the struct of a caller who knows the same one, which is nearly all of
+ * them, without what it costs to copy any length to anywhere.
+ *
+ * Return: 0, -EFAULT, or -EINVAL when the caller's struct is another one
+ */
+static int fetch_same(const struct dmaprobe_op *op, struct dmaprobe_ucmd *ucmd)
 {
-	const struct dmaprobe_nop *head = ucmd->cmd;
-	int ret;
+	const u64 __user *from = ucmd->ubuffer;
+	u64 *to = ucmd->cmd;
+	int ret = -EFAULT;
+	u32 i;
 
+	if (!user_read_access_begin(from, op->size))
+		return -EINVAL;
+	unsafe_get_user(ucmd->user_size, (u32 __user *)from, out);
+	ret = -EINVAL;
+	if (ucmd->user_size != op->size)
+		goto out;
+	ret = -EFAULT;
+	for (i = 0; i < op->size / sizeof(*to); i++)
+		unsafe_get_user(to[i], from + i, out);
+	ret = 0;
+out:
+	user_read_access_end();
+	return ret;
+}
+
+/* Read the struct of any caller. */
+static noinline int fetch_any(const struct dmaprobe_op *op, struct dmaprobe_ucmd *ucmd)
+{
 	if (get_user(ucmd->user_size, (u32 __user *)ucmd->ubuffer))
 		return -EFAULT;
 	if (ucmd->user_size < op->min_size)
 		return -EINVAL;
 	if (ucmd->user_size > PAGE_SIZE)
 		return -E2BIG;
+	return copy_struct_from_user(ucmd->cmd, op->size, ucmd->ubuffer,
+				     ucmd->user_size);
+}
+
+/* Read the op's struct and check what all structs have in common. */
+static int fetch(const struct dmaprobe_op *op, struct dmaprobe_ucmd *ucmd)
+{
+	const struct dmaprobe_nop *head = ucmd->cmd;
+	int ret;
+
 	ucmd->size = op->size;
-	ret = copy_struct_from_user(ucmd->cmd, op->size, ucmd->ubuffer,
-				    ucmd->user_size);
+	ret = fetch_same(op, ucmd);
+	if (ret == -EINVAL)
+		ret = fetch_any(op, ucmd);
 	if (ret)
 		return ret;
 	/* Every struct begins like this one. */
 	if (head->flags & ~op->flags)
 		return -EOPNOTSUPP;
 	return 0;
+}
+
+/*
+ * Let go of unplug_lock between two calls of a run; a run keeps it from one short
+ * call to the next.
+ */
+static void run_unlock(struct dmaprobe_ucmd *ucmd)
+{
+	if (ucmd->run && ucmd->run->locked) {
+		ucmd->run->locked = false;
+		up_read(&ucmd->session->dd->unplug_lock);
+	}
+}
+
+static bool lock(struct dmaprobe_ucmd *ucmd)
+{
+	struct rw_semaphore *sem = &ucmd->session->dd->unplug_lock;
+
+	if (ucmd->nonblock)
+		return down_read_trylock(sem);
+	if (ucmd->run && ucmd->run->locked)
+		return true;
+	down_read(sem);
+	if (ucmd->run)
+		ucmd->run->locked = true;
+	return true;
+}
+
+static void unlock(const struct dmaprobe_op *op, struct dmaprobe_ucmd *ucmd)
+{
+	if (!ucmd->run)
+		up_read(&ucmd->session->dd->unplug_lock);
+	else if (op->sleeps)
+		run_unlock(ucmd);
 }
 
 static int execute(const struct dmaprobe_op *op, struct dmaprobe_ucmd *ucmd)
@@ -196,17 +269,20 @@ static int execute(const struct dmaprobe_op *op, struct dmaprobe_ucmd *ucmd)
 	return op->execute(ucmd);
 }
 
-/**
- * dmaprobe_dispatch - make a call
- * @ucmd: the call; its front has filled in where it comes from
- * @cmd: the command
- *
- * Return: what the op answers; -EAGAIN, for which no op has a reason of its own,
- * when the call must not sleep but would
- */
-int dmaprobe_dispatch(struct dmaprobe_ucmd *ucmd, unsigned int cmd)
+static noinline int execute_alone(const struct dmaprobe_op *op, struct dmaprobe_ucmd *ucmd)
 {
-	struct dmaprobe_device *dd = ucmd->session->dd;
+	guard(rwsem_write)(&ucmd->session->dd->unplug_lock);
+	return execute(op, ucmd);
+}
+
+/*
+ * The one way from a front to a handler. The front has filled in where the call
+ * comes from. The answer is the op's; or -EAGAIN, for which no op has a reason of
+ * its own, when the call must not sleep but would. It is part of each front, so
+ * that none pays for the others.
+ */
+static __always_inline int dispatch(struct dmaprobe_ucmd *ucmd, unsigned int cmd)
+{
 	/* Ops see what was copied there, which is all of their struct. */
 	union dmaprobe_cmd_buffer buf __uninitialized;
 	const struct dmaprobe_op *op;
@@ -226,18 +302,14 @@ int dmaprobe_dispatch(struct dmaprobe_ucmd *ucmd, unsigned int cmd)
 	if (ret)
 		return ret;
 
-	if (op->unlocked)
-		return op->execute(ucmd);
-	if (op->exclusive) {
-		guard(rwsem_write)(&dd->unplug_lock);
-		return execute(op, ucmd);
+	if (op->unlocked || op->exclusive) {
+		run_unlock(ucmd);
+		return op->unlocked ? op->execute(ucmd) : execute_alone(op, ucmd);
 	}
-	if (!ucmd->nonblock)
-		down_read(&dd->unplug_lock);
-	else if (!down_read_trylock(&dd->unplug_lock))
+	if (!lock(ucmd))
 		return -EAGAIN;
 	ret = execute(op, ucmd);
-	up_read(&dd->unplug_lock);
+	unlock(op, ucmd);
 	return ret;
 }
 
@@ -248,7 +320,7 @@ long dmaprobe_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 		.ubuffer = (void __user *)arg,
 	};
 
-	return dmaprobe_dispatch(&ucmd, cmd);
+	return dispatch(&ucmd, cmd);
 }
 
 /* What a later kernel may give a meaning to must be zero today. */
@@ -278,5 +350,138 @@ int dmaprobe_uring_cmd(struct io_uring_cmd *ioucmd, unsigned int issue_flags)
 	if (!sqe_is_plain(ioucmd, issue_flags))
 		return -EINVAL;
 	ucmd.ubuffer = u64_to_user_ptr(READ_ONCE(ioucmd->sqe->addr));
-	return dmaprobe_dispatch(&ucmd, ioucmd->cmd_op);
+	return dispatch(&ucmd, ioucmd->cmd_op);
+}
+
+#define RUN_CHUNK	16	/* calls of a run that are read at a time */
+#define RUN_FEW		32	/* calls whose ids fit on the stack */
+
+/*
+ * No call is made yet. This also finds out whether the results can be told,
+ * before there is one that could not.
+ */
+static int cancel_all(struct dmaprobe_run_op __user *ops, u32 nr)
+{
+	u32 i;
+
+	if (!user_write_access_begin(ops, nr * sizeof(*ops)))
+		return -EFAULT;
+	for (i = 0; i < nr; i++)
+		unsafe_put_user(-ECANCELED, &ops[i].result, fault);
+	user_write_access_end();
+	return 0;
+
+fault:
+	user_write_access_end();
+	return -EFAULT;
+}
+
+/* A worker of a ring is told by a notification, not by a signal. */
+static bool cancelled(void)
+{
+	return fatal_signal_pending(current) ||
+	       (unlikely(current->flags & PF_IO_WORKER) &&
+		signal_pending(current));
+}
+
+static int read_calls(struct dmaprobe_run_op *to,
+		      const struct dmaprobe_run_op __user *from, u32 nr)
+{
+	u32 i;
+
+	if (!user_read_access_begin(from, nr * sizeof(*from)))
+		return -EFAULT;
+	for (i = 0; i < nr; i++) {
+		unsafe_get_user(to[i].cmd, &from[i].cmd, fault);
+		unsafe_get_user(to[i].arg, &from[i].arg, fault);
+	}
+	user_read_access_end();
+	return 0;
+
+fault:
+	user_read_access_end();
+	return -EFAULT;
+}
+
+static int tell_results(struct dmaprobe_run_op __user *to,
+			const struct dmaprobe_run_op *from, u32 nr)
+{
+	u32 i;
+
+	if (!user_write_access_begin(to, nr * sizeof(*to)))
+		return -EFAULT;
+	for (i = 0; i < nr; i++)
+		unsafe_put_user(from[i].result, &to[i].result, fault);
+	user_write_access_end();
+	return 0;
+
+fault:
+	user_write_access_end();
+	return -EFAULT;
+}
+
+static int run(struct dmaprobe_ucmd *ucmd, u32 *ids)
+{
+	struct dmaprobe_run *cmd = ucmd->cmd;
+	struct dmaprobe_run_op __user *ops = u64_to_user_ptr(cmd->ops);
+	struct dmaprobe_run_op chunk[RUN_CHUNK] __uninitialized;
+	struct dmaprobe_run_state state = { .ids = ids };
+	struct dmaprobe_ucmd call = {
+		.session = ucmd->session,
+		.run = &state,
+	};
+	bool stop = false;
+
+	while (!stop && state.nr < cmd->nr_ops) {
+		u32 first = state.nr, nr = min(cmd->nr_ops - first, RUN_CHUNK), i;
+
+		if (read_calls(chunk, ops + first, nr))
+			return -EFAULT;
+		for (i = 0; i < nr && !stop; i++) {
+			call.ubuffer = u64_to_user_ptr(chunk[i].arg);
+			call.made = 0;
+			chunk[i].result = dispatch(&call, chunk[i].cmd);
+			ids[state.nr++] = call.made;
+			stop = chunk[i].result &&
+			       !(cmd->flags & DMAPROBE_RUN_CONTINUE);
+			/* Between short calls there is no need to ask. */
+			if (!state.locked)
+				stop |= cancelled();
+		}
+		run_unlock(&call);
+		stop |= cancelled();
+		if (tell_results(ops + first, chunk, i))
+			return -EFAULT;
+		cond_resched();
+	}
+	cmd->done = state.nr;
+	return dmaprobe_respond(ucmd);
+}
+
+int dmaprobe_op_run(struct dmaprobe_ucmd *ucmd)
+{
+	struct dmaprobe_run *cmd = ucmd->cmd;
+	u32 few[RUN_FEW] __uninitialized, *ids = few;
+	int ret;
+
+	if (ucmd->run || !cmd->nr_ops || cmd->nr_ops > DMAPROBE_RUN_MAX)
+		return -EINVAL;
+
+	/* Whatever cannot be told shall be known before something is done. */
+	cmd->done = 0;
+	ret = dmaprobe_respond(ucmd) ?:
+	      cancel_all(u64_to_user_ptr(cmd->ops), cmd->nr_ops);
+	if (ret)
+		return ret;
+
+	if (cmd->nr_ops > RUN_FEW) {
+		ids = kvmalloc_array(cmd->nr_ops, sizeof(*ids),
+				     GFP_KERNEL_ACCOUNT);
+		if (!ids)
+			return -ENOMEM;
+	}
+	ret = run(ucmd, ids);
+	if (ids != few)
+		kvfree(ids);
+	return ret;
 }

@@ -96,15 +96,16 @@ struct dmaprobe_ucmd {
 	u32 user_size;
 	u32 size;
 	void *cmd;
-	const struct dmaprobe_run_ids *run;	/* of the run it is in, or NULL */
+	struct dmaprobe_run_state *run;	/* the run it is in, or NULL */
 	u32 made;		/* id of the object that it made, or 0 */
 	bool nonblock;		/* answer EAGAIN rather than sleep */
 };
 
-/* The ids that the calls of a run have made, for DMAPROBE_RUN_ID(). */
-struct dmaprobe_run_ids {
-	u32 nr;
-	const u32 *ids;
+/* What the calls of a run share. */
+struct dmaprobe_run_state {
+	u32 nr;			/* calls made */
+	u32 *ids;		/* that they have made, for DMAPROBE_RUN_ID() */
+	bool locked;		/* it holds unplug_lock for reading */
 };
 
 /*
@@ -295,7 +296,6 @@ int dmaprobe_segments_one(struct dmaprobe_segments *cmd, dma_addr_t addr,
 
 /* ops.c */
 int dmaprobe_respond(const struct dmaprobe_ucmd *ucmd);
-int dmaprobe_dispatch(struct dmaprobe_ucmd *ucmd, unsigned int cmd);
 long dmaprobe_ioctl(struct file *file, unsigned int cmd, unsigned long arg);
 int dmaprobe_uring_cmd(struct io_uring_cmd *ioucmd, unsigned int issue_flags);
 

@@ -29,6 +29,7 @@ UNITTEST_SRCS := \
 	selftests/unit_engine.cc \
 	selftests/unit_fault.cc \
 	selftests/unit_ktap.cc \
+	selftests/unit_library.cc \
 	selftests/unit_pci.cc \
 	selftests/unit_types.cc \
 	selftests/uring.cc

@@ -2,6 +2,7 @@
 // An io_uring that carries commands of the module.
 #include "ring.h"
 
+#include <array>
 #include <cerrno>
 #include <string>
 #include <utility>
@@ -102,14 +103,21 @@ Result<void> Ring::submit(unsigned count, std::span<CallOp> ops, std::string_vie
 
 Result<void> Ring::call(int fd, unsigned long request, std::string_view op, void* arg) {
     const std::lock_guard lock(mutex_);
-    CallOp call{static_cast<std::uint32_t>(request), 0, reinterpret_cast<std::uintptr_t>(arg)};
+    std::array<CallOp, 2> calls{
+        CallOp{static_cast<std::uint32_t>(request), 0, reinterpret_cast<std::uintptr_t>(arg)}};
     io_uring_sqe& sqe = *io_uring_get_sqe(&ring_);
-    prepare(sqe, fd, call.command, call.arg);
+    prepare(sqe, fd, calls[0].command, calls[0].arg);
+    // What a worker of the ring calls holds the file for a moment longer than it takes to answer.
+    // What is linked to it begins when that is over, so that close() finds the file free.
+    sqe.flags = IOSQE_IO_HARDLINK;
     sqe.user_data = 0;
-    if (auto done = submit(1, {&call, 1}, op); !done)
+    io_uring_sqe& after = *io_uring_get_sqe(&ring_);
+    io_uring_prep_nop(&after);
+    after.user_data = 1;
+    if (auto done = submit(2, calls, op); !done)
         return done;
-    if (call.result < 0)
-        return std::unexpected(Error{-call.result, op, {}});
+    if (calls[0].result < 0)
+        return std::unexpected(Error{-calls[0].result, op, {}});
     return {};
 }
 

@@ -57,10 +57,9 @@ enum class Mask : std::uint32_t {
 ///
 /// Both transports answer alike. A session that goes by ring owns one: calls of several threads
 /// pass through it one after the other, so that a long one holds the others up, and a call is
-/// always waited for (for many calls at a time there are Batch and Run). What a worker of the ring
-/// has called may keep the file for a moment longer than close(). After fork(), the child must not
-/// touch the session nor its objects, their destructors included: it shares the ring with the
-/// parent.
+/// always waited for (for many calls at a time there are Batch and Run). After fork(), the child
+/// must not touch the session nor its objects, their destructors included: it shares the ring with
+/// the parent.
 class Session {
 public:
     /// Open the session of a bound device.
