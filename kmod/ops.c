@@ -211,7 +211,7 @@ static noinline int fetch_any(const struct dmaprobe_op *op, struct dmaprobe_ucmd
 }
 
 /* Read the op's struct and check what all structs have in common. */
-static int fetch(const struct dmaprobe_op *op, struct dmaprobe_ucmd *ucmd)
+static __always_inline int fetch(const struct dmaprobe_op *op, struct dmaprobe_ucmd *ucmd)
 {
 	const struct dmaprobe_nop *head = ucmd->cmd;
 	int ret;
@@ -244,22 +244,24 @@ static bool lock(struct dmaprobe_ucmd *ucmd)
 {
 	struct rw_semaphore *sem = &ucmd->session->dd->unplug_lock;
 
+	if (ucmd->run) {
+		if (!ucmd->run->locked)
+			down_read(sem);
+		ucmd->run->locked = true;
+		return true;
+	}
 	if (ucmd->nonblock)
 		return down_read_trylock(sem);
-	if (ucmd->run && ucmd->run->locked)
-		return true;
 	down_read(sem);
-	if (ucmd->run)
-		ucmd->run->locked = true;
 	return true;
 }
 
 static void unlock(const struct dmaprobe_op *op, struct dmaprobe_ucmd *ucmd)
 {
-	if (!ucmd->run)
-		up_read(&ucmd->session->dd->unplug_lock);
-	else if (op->sleeps)
+	if (op->sleeps && ucmd->run)
 		run_unlock(ucmd);
+	else if (!ucmd->run)
+		up_read(&ucmd->session->dd->unplug_lock);
 }
 
 static int execute(const struct dmaprobe_op *op, struct dmaprobe_ucmd *ucmd)
@@ -353,7 +355,7 @@ int dmaprobe_uring_cmd(struct io_uring_cmd *ioucmd, unsigned int issue_flags)
 	return dispatch(&ucmd, ioucmd->cmd_op);
 }
 
-#define RUN_CHUNK	16	/* calls of a run that are read at a time */
+#define RUN_CHUNK	32	/* calls of a run that are read at a time */
 #define RUN_FEW		32	/* calls whose ids fit on the stack */
 
 /*
@@ -433,16 +435,17 @@ static int run(struct dmaprobe_ucmd *ucmd, u32 *ids)
 	bool stop = false;
 
 	while (!stop && state.nr < cmd->nr_ops) {
-		u32 first = state.nr, nr = min(cmd->nr_ops - first, RUN_CHUNK), i;
+		u32 left = cmd->nr_ops - state.nr;
+		struct dmaprobe_run_op *op = chunk, *end = chunk + min(left, RUN_CHUNK);
 
-		if (read_calls(chunk, ops + first, nr))
+		if (read_calls(chunk, ops, end - chunk))
 			return -EFAULT;
-		for (i = 0; i < nr && !stop; i++) {
-			call.ubuffer = u64_to_user_ptr(chunk[i].arg);
+		for (; op < end && !stop; op++) {
+			call.ubuffer = u64_to_user_ptr(op->arg);
 			call.made = 0;
-			chunk[i].result = dispatch(&call, chunk[i].cmd);
+			op->result = dispatch(&call, op->cmd);
 			ids[state.nr++] = call.made;
-			stop = chunk[i].result &&
+			stop = op->result &&
 			       !(cmd->flags & DMAPROBE_RUN_CONTINUE);
 			/* Between short calls there is no need to ask. */
 			if (!state.locked)
@@ -450,8 +453,9 @@ static int run(struct dmaprobe_ucmd *ucmd, u32 *ids)
 		}
 		run_unlock(&call);
 		stop |= cancelled();
-		if (tell_results(ops + first, chunk, i))
+		if (tell_results(ops, chunk, op - chunk))
 			return -EFAULT;
+		ops += op - chunk;
 		cond_resched();
 	}
 	cmd->done = state.nr;
