@@ -363,6 +363,21 @@ int Raw::map_sg(dmaprobe_map_sg& out, std::span<const dmaprobe_sg_entry> entries
     return (*this)(out);
 }
 
+bool Raw::bounces() const {
+    dmaprobe_map map = {};
+    Buffer b;
+
+    if (translated())
+        return false;
+    EXPECT_OK(alloc(b, page_size()));
+    map.buffer_id = b.id;
+    map.length = b.length;
+    EXPECT_OK((*this)(map));
+    EXPECT_OK(unmap(map.id));
+    EXPECT_OK(free(b));
+    return map.need_sync;
+}
+
 int Raw::segments(std::vector<dmaprobe_segment>& out, uint32_t id) const {
     dmaprobe_segments op = {};
 

@@ -218,6 +218,8 @@ public:
     int map_sg(dmaprobe_map_sg& out, std::span<const dmaprobe_sg_entry> entries,
                uint32_t kind = DMAPROBE_MAP_SG_LIST, uint32_t dir = DMAPROBE_DIR_BIDIRECTIONAL,
                uint64_t attrs = 0) const;
+    /* Whether the kernel bounces whatever is mapped (`swiotlb=force`). */
+    bool bounces() const;
     /* All segments of a mapping. */
     int segments(std::vector<dmaprobe_segment>& out, uint32_t id) const;
     int set_segments(uint32_t flags, uint32_t max_size, uint64_t boundary_mask = 0,
