@@ -489,16 +489,17 @@ enum dmaprobe_buffer_flags {
  *	buffer by 64 KiB
  * @mmap_offset: out: what to give to mmap() as offset, together with
  *	MAP_SHARED; add a multiple of the page size to map from there. 0 for a
- *	kmalloc buffer: ``DMAPROBE_COPY`` reaches it
+ *	kmalloc buffer, which cannot be mmapped (EINVAL): ``DMAPROBE_COPY`` reaches
+ *	it
  * @order: the pieces of a scattered buffer are 2^order pages; 9 makes them 2 MiB
  *	on x86. 0 for the other kinds
  * @node: the NUMA node, with %DMAPROBE_BUFFER_NODE; otherwise 0
  * @offset: where in its page a kmalloc buffer starts, a multiple of 8 below
  *	the page size; 0 for the other kinds
  *
- * Allocate zeroed memory. It can be mmapped; the program's mappings of it
- * outlive the buffer. EINVAL also for a node that is not there or has no memory.
- * EINTR when the process is being killed.
+ * Allocate zeroed memory. The program's mappings of it outlive the buffer. All
+ * pages that the kernel's allocator gives for it are charged. EINVAL also for a node
+ * that is not there or has no memory. EINTR when the process is being killed.
  */
 struct dmaprobe_buffer_alloc {
 	__u32 size;
@@ -1100,11 +1101,13 @@ enum dmaprobe_buffer_pin_flags {
  * Make a buffer of the caller's own memory: anonymous, huge pages, shared memory.
  * It is pinned (pin_user_pages_fast(), FOLL_LONGTERM) until the buffer is freed
  * with ``DMAPROBE_BUFFER_FREE`` or the session ends, whatever becomes of the
- * caller's mapping. Each page pinned is charged.
+ * caller's mapping. Each page of the range is charged, as often as it is pinned. The
+ * buffer cannot be mmapped (EINVAL).
  *
- * EFAULT when the memory is not there, may not be written, or is of a kind that
- * the kernel does not pin for long (files of most file systems). EINTR when the
- * process is being killed.
+ * EFAULT when the memory is not the caller's, is not there, may not be written, or
+ * is of a kind that the kernel does not pin for long: registers, and shared mappings
+ * of files of most file systems that the device could write. EINTR when the process
+ * is being killed.
  */
 struct dmaprobe_buffer_pin {
 	__u32 size;
@@ -1139,7 +1142,8 @@ enum dmaprobe_copy_dir {
  *
  * Copy bytes through the kernel's own mapping of the memory: the address that
  * the allocator gave, for noncontiguous memory the one that
- * dma_vmap_noncontiguous() gives.
+ * dma_vmap_noncontiguous() gives. After EFAULT and EINTR, bytes before the one that
+ * failed may have been copied.
  *
  * EOPNOTSUPP for memory without a kernel mapping
  * (%DMAPROBE_ATTR_NO_KERNEL_MAPPING) and for pinned user memory, which the program
