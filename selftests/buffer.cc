@@ -446,7 +446,6 @@ protected:
 
 // Pieces are contiguous and aligned to their size, and no piece follows another.
 TEST_F(BufferLayouts, ScatteredPieces) {
-    const bool iommu = s.translated();
 
     for (uint32_t order = 1; order <= 9; order++) {
         const uint64_t piece = page_size() << order;
@@ -512,8 +511,6 @@ TEST_F(BufferLayouts, BadOrders) {
 // The bytes of its pages around a kmalloc buffer are not the buffer's.
 TEST_F(BufferLayouts, KmallocAnywhereInItsPage) {
     const uint64_t page = page_size();
-    const uint64_t granule = s.granule();
-    const bool iommu = s.translated();
 
     for (const uint64_t offset : {uint64_t{0}, uint64_t{8}, uint64_t{1000}, page - 8})
         for (const uint64_t length : {uint64_t{1}, uint64_t{7}, page, page + 1, uint64_t{65536}})
