@@ -12,6 +12,8 @@ SELFTEST_SRCS := \
 	selftests/lifecycle.cc \
 	selftests/main.cc \
 	selftests/mapping.cc \
+	selftests/ring.cc \
+	selftests/run.cc \
 	selftests/system.cc \
 	selftests/tool.cc \
 	selftests/uring.cc
