@@ -471,8 +471,7 @@ int dmaprobe_op_run(struct dmaprobe_ucmd *ucmd)
 	if (ucmd->run || !cmd->nr_ops || cmd->nr_ops > DMAPROBE_RUN_MAX)
 		return -EINVAL;
 
-	/* Whatever cannot be told shall be known before something is done. */
-	cmd->done = 0;
+	/* That something cannot be told shall be known before it is done. */
 	ret = dmaprobe_respond(ucmd) ?:
 	      cancel_all(u64_to_user_ptr(cmd->ops), cmd->nr_ops);
 	if (ret)

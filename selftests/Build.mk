@@ -16,6 +16,8 @@ SELFTEST_SRCS := \
 	selftests/mapping.cc \
 	selftests/pin.cc \
 	selftests/resource.cc \
+	selftests/ring.cc \
+	selftests/run.cc \
 	selftests/sg.cc \
 	selftests/system.cc \
 	selftests/tool.cc \

@@ -448,6 +448,43 @@ const std::vector<Op>& ops() {
                                     t.addr = live.extents.address();
                                 }));
         }
+        {
+            using T = struct dmaprobe_nop;
+            all.push_back(of<T>({.min_size = 8}, [](Live&, T&) {}));
+        }
+        {
+            using T = struct dmaprobe_stats;
+            all.push_back(of<T>({.min_size = 48, .answers = true}, [](Live&, T&) {}));
+        }
+        {
+            using T = struct dmaprobe_run;
+            all.push_back(of<T>(
+                {.min_size = 24,
+                 .flags = DMAPROBE_RUN_CONTINUE,
+                 .pointers = {{AT(ops)}},
+                 .answers = true},
+                [](Live& live, T& t) {
+                    auto* nop = reinterpret_cast<dmaprobe_nop*>(live.extents.data() +
+                                                                sizeof(dmaprobe_run_op));
+                    *nop = {.size = sizeof(*nop), .flags = 0};
+                    *reinterpret_cast<dmaprobe_run_op*>(live.extents.data()) = {
+                        .cmd = DMAPROBE_NOP, .result = 0, .arg = reinterpret_cast<uintptr_t>(nop)};
+                    t.nr_ops = 1;
+                    t.ops = live.extents.address();
+                }));
+        }
+        {
+            using T = struct dmaprobe_bench;
+            all.push_back(of<T>({.min_size = 32,
+                                 .ids = {{AT(buffer_id), Kind::buffer}},
+                                 .enums = {{AT(kind), 2}},
+                                 .answers = true},
+                                [](Live& live, T& t) {
+                                    t.kind = DMAPROBE_BENCH_MAP_PAGE;
+                                    t.buffer_id = live.buffer();
+                                    t.count = 1;
+                                }));
+        }
         return all;
     }();
     return list;
@@ -573,6 +610,7 @@ TEST_P(EveryStruct, FirstSize) {
 TEST_P(EveryStruct, TooShort) {
     std::set<size_t> sizes = {
         0, 1, 2, 3, 4, 7, 8, op().min_size - 8, op().min_size - 4, op().min_size - 1};
+    sizes.erase(op().min_size); // of a struct with nothing but size and flags
     Live live(bdf);
 
     for (const size_t size : sizes) {

@@ -42,8 +42,7 @@ public:
     /* Hand over all SQEs. How many, or a negative errno. */
     int submit() const;
     /* The next completion; false when none came in time. */
-    bool wait(Completion& out,
-              std::chrono::milliseconds timeout = std::chrono::seconds(20)) const;
+    bool wait(Completion& out, std::chrono::milliseconds timeout = std::chrono::seconds(20)) const;
 
 private:
     struct Exit {
