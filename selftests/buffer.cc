@@ -2,6 +2,7 @@
 // Buffers: allocation, limits, memory that programs map.
 
 #include "fixture.h"
+#include "system.h"
 
 #include <algorithm>
 #include <array>
@@ -614,6 +615,42 @@ TEST_F(BufferLayouts, Nodes) {
         op.node = 1;
         EXPECT_ERRNO(alloc(b, op), EINVAL) << "a node without the flag";
     }
+}
+
+// The memory is of the node that was asked for, on each that the machine has.
+TEST_F(BufferLayouts, MemoryIsOfItsNode) {
+    unsigned nodes = 0;
+
+    for (uint32_t node = 0; node < 64; node++) {
+        if (!exists(std::format("/sys/devices/system/node/node{}/meminfo", node)))
+            continue;
+        for (const uint32_t kind : {DMAPROBE_BUFFER_CONTIGUOUS, DMAPROBE_BUFFER_SCATTERED}) {
+            SCOPED_TRACE(std::format("node {}, kind {}", node, kind));
+            dmaprobe_buffer_alloc op = {};
+            Buffer b;
+
+            op.kind = kind;
+            op.length = 16 * page_size();
+            op.flags = DMAPROBE_BUFFER_NODE;
+            op.node = node;
+            ASSERT_OK(alloc(b, op));
+            Memory m = s.mmap(b);
+            ASSERT_TRUE(m);
+            for (size_t i = 0; i < 16; i++) {
+                void* at = m.data() + i * page_size();
+                int status = -1;
+
+                // Without nodes to move to, this tells where the page is.
+                if (syscall(SYS_move_pages, 0, 1ul, &at, nullptr, &status, 0))
+                    GTEST_SKIP() << "move_pages(): " << strerror(errno);
+                EXPECT_EQ(status, static_cast<int>(node));
+            }
+        }
+        nodes++;
+    }
+    if (!nodes)
+        GTEST_SKIP() << "the kernel knows no nodes";
+    RecordProperty("nodes", std::to_string(nodes));
 }
 
 // --- DMAPROBE_COPY ----------------------------------------------------------

@@ -17,6 +17,7 @@
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <thread>
 #include <unistd.h>
 
 namespace selftest {
@@ -697,6 +698,33 @@ TEST_F(Pin, KilledWithPinnedMemory) {
     ASSERT_TRUE(wait_for_child(child, seconds(10), status)) << "the child did not end";
     EXPECT_TRUE(told) << "the child did not pin";
     expect_pinned(0);
+}
+
+// Killed at any moment of a call, in the middle of it most of the time.
+TEST_F(Pin, KilledWhilePinning) {
+    const size_t length = size_t{64} << 20;
+    Memory m = anonymous(length);
+
+    ASSERT_TRUE(m);
+    for (int round = 0; round < 10; round++) {
+        const pid_t child = fork();
+
+        ASSERT_GE(child, 0);
+        if (child == 0) {
+            const Raw own = Raw::open(bdf);
+            Buffer b;
+
+            while (own && own.pin(b, m.data(), length) == 0 && own.free(b) == 0)
+                ;
+            _exit(1);
+        }
+        std::this_thread::sleep_for(std::chrono::milliseconds(20 + 13 * round));
+        kill(child, SIGKILL);
+        int status = -1;
+        ASSERT_TRUE(wait_for_child(child, seconds(20), status)) << "the child did not end";
+        EXPECT_TRUE(WIFSIGNALED(status)) << "the child could not pin";
+        expect_pinned(0);
+    }
 }
 
 // A child's copy is a copy: the parent keeps what was pinned.
