@@ -306,6 +306,7 @@ TEST_P(SgKinds, LongestList) {
     ASSERT_OK(s.set_mask(0xffffffff));
     ASSERT_OK(s.alloc(b, pages * page, DMAPROBE_BUFFER_SCATTERED));
     std::vector<Entry> entries;
+    entries.reserve(DMAPROBE_MAP_SG_MAX + 1);
     for (uint64_t i = 0; i < DMAPROBE_MAP_SG_MAX; i++)
         entries.push_back(entry(b, i * 7 % pages * page, page));
     const std::vector<Segment> segments = round(entries, GetParam());
