@@ -115,44 +115,49 @@ static const struct dmaprobe_object_type mapping_type = {
 	.segments = mapping_segments,
 };
 
+/*
+ * Without a translating IOMMU the kernel's call WARNs about what is beyond the mask
+ * when it may not or cannot bounce it, or when the bounce buffer lies beyond the
+ * mask as well. Bounce buffers are known to lie below 4 GiB, not where below. What
+ * does not fit into a bounce buffer would be said in the kernel log.
+ */
+static int check_direct(const struct dmaprobe_device *dd, u64 start,
+			size_t length, bool bounce)
+{
+	struct device *dev = &dd->pdev->dev;
+	u64 limit = min_not_zero(dma_get_mask(dev), dev->bus_dma_limit);
+	u64 end;
+
+	if (!is_swiotlb_force_bounce(dev) &&
+	    !check_add_overflow(start, length - 1, &end) && end <= limit)
+		return 0;
+	if (!bounce || dd->direct_max == SIZE_MAX || limit < DMA_BIT_MASK(32))
+		return -EIO;
+	if (length > dd->direct_max || length - 1 > dma_get_seg_boundary(dev))
+		return -EIO;
+	return 0;
+}
+
 /**
- * dmaprobe_check_reach - check that a device can be given a range
+ * dmaprobe_check_reach - check that a device can be given a range of memory
  * @dd: the device
  * @phys: start of the range
  * @length: its length
  * @attrs: DMA_ATTR_* it is to be mapped with
- *
- * Without a translating IOMMU the kernel's call WARNs about memory beyond the
- * mask when it may not or cannot bounce it, or when the bounce buffer lies beyond
- * the mask as well. Bounce buffers are known to lie below 4 GiB, not where below.
- * What does not fit into a bounce buffer would be said in the kernel log.
  *
  * Return: 0 or -EIO
  */
 int dmaprobe_check_reach(const struct dmaprobe_device *dd, phys_addr_t phys,
 			 size_t length, unsigned long attrs)
 {
-	struct device *dev = &dd->pdev->dev;
-	u64 limit = min_not_zero(dma_get_mask(dev), dev->bus_dma_limit);
-	bool mmio = attrs & DMA_ATTR_MMIO;
-	dma_addr_t start;
-	u64 end;
+	if (!dmaprobe_translates(dd))
+		return check_direct(dd, phys_to_dma(&dd->pdev->dev, phys),
+				    length,
+				    !(attrs & DMA_ATTR_REQUIRE_COHERENT));
 
-	if (dmaprobe_translates(dd)) {
-		if (mmio || length <= dd->direct_max ||
-		    !((phys | length) & (dmaprobe_granule(dd) - 1)))
-			return 0;
-		return -EIO;
-	}
-
-	start = mmio ? phys : phys_to_dma(dev, phys);
-	if (!is_swiotlb_force_bounce(dev) &&
-	    !check_add_overflow(start, length - 1, &end) && end <= limit)
-		return 0;
-	if (mmio || (attrs & DMA_ATTR_REQUIRE_COHERENT))
-		return -EIO;
-	if (length > dd->direct_max || length - 1 > dma_get_seg_boundary(dev) ||
-	    dd->direct_max == SIZE_MAX || limit < DMA_BIT_MASK(32))
+	/* Ends of an untrusted device's memory that share a granule are bounced. */
+	if (length > dd->direct_max &&
+	    ((phys | length) & (dmaprobe_granule(dd) - 1)))
 		return -EIO;
 	return 0;
 }
@@ -305,9 +310,11 @@ int dmaprobe_op_map_resource(struct dmaprobe_ucmd *ucmd)
 				 &phys);
 	if (ret)
 		return ret;
-	ret = dmaprobe_check_reach(s->dd, phys, cmd->length, DMA_ATTR_MMIO);
-	if (ret)
-		return ret;
+	if (!dmaprobe_translates(s->dd)) {
+		ret = check_direct(s->dd, phys, cmd->length, false);
+		if (ret)
+			return ret;
+	}
 
 	struct dmaprobe_mapping *m __free(kfree) =
 		kzalloc_obj(*m, GFP_KERNEL_ACCOUNT);

@@ -376,14 +376,14 @@ const std::vector<Op>& ops() {
         }
         {
             using T = struct dmaprobe_set_segments;
-            all.push_back(of<T>({.min_size = 24,
-                                 .flags = DMAPROBE_SET_SEGMENTS_MAX_SIZE |
-                                          DMAPROBE_SET_SEGMENTS_BOUNDARY |
-                                          DMAPROBE_SET_SEGMENTS_MIN_ALIGN},
-                                [](Live&, T& t) {
-                                    t.flags = DMAPROBE_SET_SEGMENTS_MAX_SIZE;
-                                    t.max_segment_size = 1 << 16;
-                                }));
+            all.push_back(
+                of<T>({.min_size = 24,
+                       .flags = DMAPROBE_SET_SEGMENTS_MAX_SIZE | DMAPROBE_SET_SEGMENTS_BOUNDARY |
+                                DMAPROBE_SET_SEGMENTS_MIN_ALIGN},
+                      [](Live&, T& t) {
+                          t.flags = DMAPROBE_SET_SEGMENTS_MAX_SIZE;
+                          t.max_segment_size = 1 << 16;
+                      }));
         }
         {
             using T = struct dmaprobe_map_sg;
@@ -972,10 +972,10 @@ TEST_F(Abi, LimitsAgreeWithTheDomain) {
     EXPECT_NE(limits.max_segment_size, 0u);
     EXPECT_NE(limits.max_mapping_size, 0u);
     EXPECT_EQ(limits.dma_mask & (limits.dma_mask + 1), 0u) << "not ones from bit 0 up";
-    EXPECT_EQ(limits.props & ~uint32_t{DMAPROBE_DEVICE_COHERENT | DMAPROBE_DEVICE_NEED_SYNC |
-                                       DMAPROBE_DEVICE_NEED_UNMAP |
-                                       DMAPROBE_DEVICE_ADDRESSING_LIMITED | DMAPROBE_DEVICE_IOMMU |
-                                       DMAPROBE_DEVICE_CAN_MMAP},
+    EXPECT_EQ(limits.props &
+                  ~uint32_t{DMAPROBE_DEVICE_COHERENT | DMAPROBE_DEVICE_NEED_SYNC |
+                            DMAPROBE_DEVICE_NEED_UNMAP | DMAPROBE_DEVICE_ADDRESSING_LIMITED |
+                            DMAPROBE_DEVICE_IOMMU | DMAPROBE_DEVICE_CAN_MMAP},
               0u);
     if (!(limits.props & DMAPROBE_DEVICE_IOMMU)) {
         EXPECT_NE(domain.type, uint32_t{DMAPROBE_DOMAIN_DMA});

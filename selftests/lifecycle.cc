@@ -76,6 +76,8 @@ protected:
                 return err;
             ranges->add(map.dma_addr, map.length);
         }
+        if (const int err = fill_lists(session, scattered))
+            return err;
         if (!has_iova)
             return 0;
         // One with a hole, one full, one empty.
@@ -92,6 +94,27 @@ protected:
             }
         }
         return 0;
+    }
+
+    // A list, and part of the device's first BAR where it can be mapped.
+    int fill_lists(const Raw& session, const Buffer& pages) const {
+        std::vector<dmaprobe_segment> segments;
+        std::vector<dmaprobe_sg_entry> entries;
+        dmaprobe_map_resource bar = {};
+        dmaprobe_map_sg list = {};
+
+        entries.reserve(pages.length / page_size());
+        for (uint64_t at = 0; at < pages.length; at += page_size())
+            entries.push_back({pages.id, 0, at, page_size()});
+        if (const int err = session.map_sg(list, entries))
+            return err;
+        if (const int err = session.segments(segments, list.id))
+            return err;
+        ranges->add(segments[0].dma_addr, segments[0].length);
+        bar.length = page_size();
+        const int err = session(bar);
+        ranges->add(bar.dma_addr, err ? 1 : bar.length);
+        return err == ENXIO || err == EIO ? 0 : err;
     }
 
     void expect_live(size_t expected) const {
@@ -115,7 +138,7 @@ protected:
         EXPECT_OK(s.set_mask(0xffffffff));
     }
 
-    size_t expected_ranges() const { return has_iova ? 6 : 3; }
+    size_t expected_ranges() const { return has_iova ? 8 : 5; }
 
     bool has_iova = false;
     Memory shared;
@@ -640,6 +663,21 @@ TEST_F(Lifecycle, ThreadsOnTheSameIds) {
                 err = s.unmap(map.id);
                 if (!allowed(err))
                     odd[3] = err;
+                std::vector<dmaprobe_segment> segments;
+                const int told = s.segments(segments, id);
+                if (!allowed(told) && told != EPROTO) // another one by now
+                    odd[1] = told;
+                if (i % 8 == 0) {
+                    const dmaprobe_sg_entry entries[] = {{b.id, 0, 0, page / 2},
+                                                         {b.id, 0, page / 2, page / 2}};
+                    dmaprobe_map_sg list = {};
+
+                    err = s.map_sg(list, entries);
+                    if (err)
+                        odd[0] = err;
+                    else
+                        last = list.id;
+                }
                 if (i % 16)
                     continue;
                 // A buffer that others may free and map meanwhile.

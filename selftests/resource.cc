@@ -24,7 +24,7 @@ struct Bar {
     uint64_t size() const { return end - start + 1; }
 };
 
-class Resource : public DeviceTest {
+class Bars : public DeviceTest {
 protected:
     void SetUp() override {
         DeviceTest::SetUp();
@@ -38,6 +38,20 @@ protected:
         g = s.granule();
         if (s.bounces())
             GTEST_SKIP() << "everything is bounced, and a BAR cannot be";
+    }
+
+    std::array<Bar, 6> bars;
+    uint64_t g = 0;
+    bool iommu = false;
+};
+
+// The same with a BAR that is large enough for all that is done to it.
+class Resource : public Bars {
+protected:
+    void SetUp() override {
+        Bars::SetUp();
+        if (IsSkipped() || HasFatalFailure())
+            return;
         for (bar = 0; bar < bars.size(); bar++)
             if (bars[bar].memory() && bars[bar].size() >= 4 * g)
                 return;
@@ -70,10 +84,7 @@ protected:
         EXPECT_EQ(extents[0].phys, bars[bar].start + offset);
     }
 
-    std::array<Bar, 6> bars;
     uint32_t bar = 0;
-    uint64_t g = 0;
-    bool iommu = false;
 };
 
 TEST_F(Resource, MapTranslateUnmap) {
@@ -145,22 +156,24 @@ TEST_F(Resource, BadRanges) {
     }
 }
 
-TEST_F(Resource, BarsThatAreNot) {
+TEST_F(Bars, OnlyMemory) {
     unsigned found = 0;
 
     for (uint32_t i = 0; i < bars.size(); i++) {
-        dmaprobe_map_resource map = part(0, 4);
+        dmaprobe_map_resource map = {};
 
+        map.length = 4;
         map.bar = i;
         if (bars[i].memory())
             continue;
         found++;
         EXPECT_ERRNO(s(map), ENXIO) << "BAR " << i << (bars[i].flags & resource_io ? ", I/O" : "");
     }
-    EXPECT_GT(found, 0u) << "a device with six memory BARs";
+    RecordProperty("bars_that_are_not_memory", std::to_string(found));
     for (const uint32_t bad : {6u, 7u, 0x80000000u, 0xffffffffu}) {
-        dmaprobe_map_resource map = part(0, 4);
+        dmaprobe_map_resource map = {};
 
+        map.length = 4;
         map.bar = bad;
         EXPECT_ERRNO(s(map), EINVAL) << "BAR " << bad;
     }
@@ -182,28 +195,19 @@ TEST_F(Resource, BeyondTheMask) {
     }
 }
 
-class SmallResource : public DeviceTest {};
-
 // An IOMMU cannot give away less than a granule, and the rest of it is not the BAR's.
-TEST_F(SmallResource, SharesItsGranule) {
-    std::ifstream file("/sys/bus/pci/devices/" + bdf + "/resource");
+TEST_F(Bars, SmallerThanAGranule) {
     bool found = false;
 
-    for (uint32_t i = 0; i < 6; i++) {
+    for (uint32_t i = 0; i < bars.size(); i++) {
         dmaprobe_map_resource map = {};
-        Bar one;
 
-        ASSERT_TRUE(file >> std::hex >> one.start >> one.end >> one.flags);
-        if (!one.memory() || one.size() >= s.granule())
+        if (!bars[i].memory() || bars[i].size() >= g)
             continue;
         found = true;
         map.bar = i;
-        map.length = one.size();
-        if (s.translated()) {
-            EXPECT_ERRNO(s(map), EINVAL) << "BAR " << i;
-        } else {
-            EXPECT_OK(s(map));
-        }
+        map.length = bars[i].size();
+        EXPECT_ERRNO(s(map), iommu ? EINVAL : 0) << "BAR " << i;
     }
     if (!found)
         GTEST_SKIP() << "the device has no memory BAR smaller than a granule";

@@ -62,7 +62,8 @@ protected:
     }
 
     // The segments have the entries' bytes, in order and nothing else.
-    void expect_maps(const std::vector<Segment>& segments, const std::vector<Entry>& entries) const {
+    void expect_maps(const std::vector<Segment>& segments,
+                     const std::vector<Entry>& entries) const {
         std::vector<Piece> want;
         std::vector<Piece> got;
         uint64_t given = 0;
@@ -188,8 +189,8 @@ TEST_P(SgKinds, MergesUpToTheLongestSegment) {
     const std::vector<Entry> entries = pages_of(b);
     for (const uint64_t pages : {uint64_t{1}, uint64_t{2}, uint64_t{3}, uint64_t{16}, n, 2 * n}) {
         SCOPED_TRACE(std::format("longest segment: {} pages", pages));
-        ASSERT_OK(s.set_segments(DMAPROBE_SET_SEGMENTS_MAX_SIZE,
-                                 static_cast<uint32_t>(pages * page)));
+        ASSERT_OK(
+            s.set_segments(DMAPROBE_SET_SEGMENTS_MAX_SIZE, static_cast<uint32_t>(pages * page)));
         ASSERT_EQ(s.limits().max_segment_size, pages * page);
         const std::vector<Segment> segments = round(entries, GetParam());
         if (iommu) {
@@ -198,8 +199,7 @@ TEST_P(SgKinds, MergesUpToTheLongestSegment) {
         RecordProperty(std::format("segments_of_{}_pages", pages), std::to_string(segments.size()));
     }
     // Not a multiple of the page: what fits is whole pages.
-    ASSERT_OK(s.set_segments(DMAPROBE_SET_SEGMENTS_MAX_SIZE,
-                             static_cast<uint32_t>(3 * page - 1)));
+    ASSERT_OK(s.set_segments(DMAPROBE_SET_SEGMENTS_MAX_SIZE, static_cast<uint32_t>(3 * page - 1)));
     for (const Segment& segment : round(entries, GetParam()))
         EXPECT_LE(segment.length, 2 * page);
 }
@@ -212,9 +212,8 @@ TEST_P(SgKinds, MergesUpToTheBoundary) {
     const std::vector<Entry> entries = pages_of(b);
     for (const uint64_t pages : {uint64_t{1}, uint64_t{2}, uint64_t{8}, n}) {
         SCOPED_TRACE(std::format("boundary: {} pages", pages));
-        ASSERT_OK(s.set_segments(
-            DMAPROBE_SET_SEGMENTS_MAX_SIZE | DMAPROBE_SET_SEGMENTS_BOUNDARY,
-            static_cast<uint32_t>(n * page), pages * page - 1));
+        ASSERT_OK(s.set_segments(DMAPROBE_SET_SEGMENTS_MAX_SIZE | DMAPROBE_SET_SEGMENTS_BOUNDARY,
+                                 static_cast<uint32_t>(n * page), pages * page - 1));
         ASSERT_EQ(s.limits().segment_boundary_mask, pages * page - 1);
         const std::vector<Segment> segments = round(entries, GetParam());
         if (iommu) {
@@ -307,6 +306,7 @@ TEST_P(SgKinds, LongestList) {
     ASSERT_OK(s.set_mask(0xffffffff));
     ASSERT_OK(s.alloc(b, pages * page, DMAPROBE_BUFFER_SCATTERED));
     std::vector<Entry> entries;
+    entries.reserve(DMAPROBE_MAP_SG_MAX + 1);
     for (uint64_t i = 0; i < DMAPROBE_MAP_SG_MAX; i++)
         entries.push_back(entry(b, i * 7 % pages * page, page));
     const std::vector<Segment> segments = round(entries, GetParam());
