@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # The same holds for all moves, and for all comparisons that are the default.
-MOVE = re.compile(r"&&\) noexcept;$")
+MOVE = re.compile(r"&&( other)?\) noexcept( = default;|;| : .*\{\})$")
 COMPARISON = re.compile(r"operator[<=>]=>?\(.*\) const( noexcept)? = default;$")
 
 
@@ -31,6 +31,8 @@ def seen(name: str, lines: list[str]) -> Iterator[str]:
             line = "/** @} */"
         elif re.match(r"namespace \w+ {|} // namespace ", line):
             line = ""
+        elif line == "protected:":
+            line = "private:"  # for classes of the library alone
         elif MOVE.search(line):
             line += " ///< Takes over what the other one has; that one is left closed."
         elif COMPARISON.search(line):

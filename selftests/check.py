@@ -229,6 +229,55 @@ def lab_kernel_panic_fails_a_run() -> None:
     expect("Kernel panic" in err, err)
 
 
+def with_qemu(script: str, *arguments: str) -> tuple[int, str, str, int]:
+    """lab run with a script in QEMU's place; also tells how often that was started.
+
+    The script finds in $serial and $control where the guest's log and its answers go.
+    """
+    lines = ["#!/bin/sh", "echo >>${0%/*}/starts", "for word; do case $word in",
+             "file,id=serial,path=*) serial=${word#*path=} ;;",
+             "file,id=control,path=*) control=${word#*path=} ;;",
+             "esac; done", script, "exec sleep 1000", ""]
+    with tempfile.TemporaryDirectory() as scratch:
+        program = Path(scratch) / "qemu-system-x86_64"
+        program.write_text("\n".join(lines), encoding="utf-8")
+        program.chmod(0o755)
+        code, out, err = call(["env", f"PATH={scratch}:{os.environ['PATH']}", *LAB, "run",
+                               "--no-bind", *arguments, "--", "echo", "hi"], 200)
+        return code, out, err, len((Path(scratch) / "starts").read_text().splitlines())
+
+
+def lab_boots_a_stalled_guest_once_more() -> None:
+    """A guest that does not begin is booted once more, and what was seen of it is kept."""
+    script = ('[ $(wc -l <${0%/*}/starts) != 1 ] || '
+              '{ echo "it hangs" >$serial; exec sleep 1000; }; '
+              'exec /usr/bin/qemu-system-x86_64 "$@"')
+    code, out, err, starts = with_qemu(script, "--boot-deadline", "3")
+    expect((code, out, starts) == (0, "hi\n", 2), (code, out, err, starts))
+    said = re.search(r"booting once more\. Its log: (\S+)", err)
+    expect(said is not None, err)
+    if said:
+        expect((CHECKOUT / said[1]).read_text() == "it hangs\n", said[1])
+
+
+def lab_boots_once_more_at_most() -> None:
+    """A guest that hangs each time is given up at the second."""
+    code, _, err, starts = with_qemu("", "--boot-deadline", "1", "--deadline", "3")
+    expect((code, starts) == (1, 2), (code, err, starts))
+    expect("the deadline has passed" in err, err)
+
+
+def lab_never_repeats_what_has_begun() -> None:
+    """A run is not repeated when init was there, nor when the kernel reported something."""
+    deadlines = ("--boot-deadline", "5", "--deadline", "8")
+    code, _, err, starts = with_qemu("echo up >$control", *deadlines)
+    expect((code, starts) == (1, 1), (code, err, starts))
+    expect("the deadline has passed" in err and "once more" not in err, err)
+    code, _, err, starts = with_qemu("echo 'Kernel panic - not syncing' >$serial", *deadlines)
+    expect((code, starts) == (1, 1), (code, err, starts))
+    expect("Kernel panic" in err and "once more" not in err, err)
+
+
 def lab_refuses_unknown_values() -> None:
     """Values that lab does not know are refused, with those it does know."""
     for option, known in (("--kernel", "vfio"), ("--iommu", "vtd"), ("--domain", "strict"),
@@ -295,7 +344,9 @@ def the_lab(_: "Suite") -> Report:
     return functions([
         check_counts_what_is_missing, check_keeps_transports_apart, lab_refuses_unknown_values,
         lab_passes_everything_through, lab_keeps_a_large_output_whole, lab_deadline_ends_a_run,
-        lab_kernel_report_fails_a_run, lab_kernel_panic_fails_a_run, lab_icount_repeats])
+        lab_kernel_report_fails_a_run, lab_kernel_panic_fails_a_run,
+        lab_boots_a_stalled_guest_once_more, lab_boots_once_more_at_most,
+        lab_never_repeats_what_has_begun, lab_icount_repeats])
 
 
 @dataclasses.dataclass(frozen=True)

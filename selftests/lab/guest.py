@@ -3,11 +3,13 @@
 
 The guest talks to lab by virtio-serial ports, each with a pipe at lab's end:
 "stdout" and "stderr" of the command, "files" (a tar of /out) and "control".
-On the last, the script `init` sends one line when the command has ended: the
-exit code and how many bytes went into each of the other three. Lab ends the
-machine when it has them all.
+On the last, the script `init` sends one line when it has begun, before the
+command: "up"; and one when the command has ended: the exit code and how many
+bytes went into each of the other three. Lab ends the machine when it has them
+all.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -97,10 +99,15 @@ class Machine:
 
 @dataclasses.dataclass
 class Outcome:
-    """How a run went. `code` is None when the guest did not get to tell."""
+    """How a run went. `code` is None when the guest did not get to tell.
+
+    `stalled`: it did not get to its init in time, and its kernel says nothing of
+    why. Nothing has been done in it, so it can be booted once more.
+    """
 
     code: int | None
     trouble: str = ""
+    stalled: bool = False
     reports: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -323,9 +330,13 @@ class Port:
 
 
 def run(machine: Machine, accelerator: str, initrd: bytes, log: Path, *, deadline: float,
-        stdout: Sink = len, stderr: Sink = len,
+        boot_deadline: float = 0, stdout: Sink = len, stderr: Sink = len,
         files: Sink = len, console: bool = False) -> Outcome:
-    """Boot the machine, pass on what comes out of it, and wait for its end."""
+    """Boot the machine, pass on what comes out of it, and wait for its end.
+
+    The deadlines, in seconds from now, are for the end and for init to have begun;
+    0 for none.
+    """
     control, complaints = bytearray(), bytearray()
     ports = [Port("stdout", stdout), Port("stderr", stderr), Port("files", files)]
     last = Port("control", control.extend)
@@ -345,16 +356,19 @@ def run(machine: Machine, accelerator: str, initrd: bytes, log: Path, *, deadlin
             stdout=None if console else qemu_says.writer, stderr=qemu_says.writer,
             pass_fds=[port.writer for port in [*ports, last]])
         try:
-            trouble = wait(ports, last, control, qemu_says, complaints,
-                           time.monotonic() + deadline if deadline else None)
+            trouble = wait(ports, last, control, qemu_says, complaints, deadline, boot_deadline)
         finally:
             # SIGTERM lets QEMU give a terminal back its settings.
             process.send_signal(signal.SIGTERM if console else signal.SIGKILL)
             process.wait()
+            os.set_blocking(last.reader, False)
+            with contextlib.suppress(BlockingIOError):
+                last.receive()  # what came in the last moment
             for port in [*ports, last, qemu_says]:
                 os.close(port.reader)
-    outcome = Outcome(None, trouble, reports_in(log) if log.exists() else [])
-    words = control.split()
+    outcome = Outcome(None, trouble, reports=reports_in(log) if log.exists() else [])
+    outcome.stalled = trouble == STALLED and not control and not outcome.reports
+    words = outcome_told(control)
     if words and not trouble:
         if words[0].isdigit():
             outcome.code = int(words[0])
@@ -365,35 +379,49 @@ def run(machine: Machine, accelerator: str, initrd: bytes, log: Path, *, deadlin
     return outcome
 
 
+STALLED = "the guest did not begin with its init in time"
+
+
+def outcome_told(control: bytearray) -> list[bytes]:
+    """The words of init's second line; none before it is complete."""
+    lines = bytes(control).split(b"\n")
+    return lines[1].split() if len(lines) > 2 else []
+
+
 def wait(ports: list[Port], last: Port, control: bytearray, qemu_says: Port,
-         complaints: bytearray, deadline: float | None) -> str:
+         complaints: bytearray, deadline: float, boot_deadline: float) -> str:
     """Serve the ports until the guest has told its end, and all it sent is here.
 
     Returns what went wrong, if anything did.
     """
-    grace: float | None = None
+    now = time.monotonic()
+    end = now + (deadline or float("inf"))
+    boot_end = now + (boot_deadline or float("inf"))
+    grace = float("inf")
     with selectors.DefaultSelector() as selector:
         for port in [*ports, last, qemu_says]:
             selector.register(port.reader, selectors.EVENT_READ, port)
             os.close(port.writer)
         while selector.get_map():
-            now = time.monotonic()
-            if deadline is not None and now > deadline:
-                return "the deadline has passed"
-            if b"KVM internal error" in complaints:
-                return "KVM internal error"
-            if control.endswith(b"\n"):
-                # "-" stands for a port that something in the guest still holds open.
-                counts = control.split()[1:]
-                grace = grace or now + 5
-                if now > grace or all(count == b"-" or port.seen >= int(count)
-                                      for port, count in zip(ports, counts)):
-                    return ""
-            limit = min(x for x in (deadline, grace, now + 0.5) if x is not None)
+            limit = min(end, grace, now + 0.5)
             for key, _ in selector.select(max(0.0, limit - now)):
                 if not key.data.receive():
                     selector.unregister(key.fileobj)
-    return "" if control.endswith(b"\n") else "the guest ended before its command did"
+            # All that has come was received: what is missing now is late.
+            now = time.monotonic()
+            if counts := outcome_told(control)[1:]:
+                # "-" stands for a port that something in the guest still holds open.
+                grace = min(grace, now + 5)
+                if now > grace or all(count == b"-" or port.seen >= int(count)
+                                      for port, count in zip(ports, counts)):
+                    return ""
+            if now > end:
+                return "the deadline has passed"
+            if not control and now > boot_end:
+                return STALLED
+            if b"KVM internal error" in complaints:
+                return "KVM internal error"
+    return "" if outcome_told(control) else "the guest ended before its command did"
 
 
 def extract(archive: bytes, directory: Path) -> None:

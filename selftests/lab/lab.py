@@ -23,6 +23,11 @@ PROGRAMS = {
 }
 LOGS_KEPT = 100
 
+# Seconds for a guest to begin with its init. A boot takes 5 on a quiet machine, and
+# under --icount twice as long. Once in a long while one hangs.
+BOOT_DEADLINE = 60
+BOOT_DEADLINE_ICOUNT = 240
+
 EPILOG = """\
 In the guest: COMMAND runs as root, with busybox's tools, dmaprobe, and (when
 COMMAND names it) dmaprobe-selftest. The module is loaded, and the first edu
@@ -112,14 +117,26 @@ def boot(options: argparse.Namespace, command: list[str] | None) -> int:
                 "LAB_SHELL": "" if command else "1"}
     initrd = guest.initramfs(kernel, settings, shlex.join(command or []), module, programs)
     accelerator = guest.accelerator_for(machine)
-    log = new_log(kernel)
-    shown = os.path.relpath(log)
-
+    boot_deadline = 0.0
+    if command:
+        boot_deadline = options.boot_deadline or (
+            BOOT_DEADLINE_ICOUNT if options.icount else BOOT_DEADLINE)
     files = bytearray()
-    outcome = guest.run(machine, accelerator, initrd, log,
-                        deadline=options.deadline if command else 0,
-                        stdout=writer(1), stderr=writer(2), files=files.extend,
-                        console=not command)
+
+    def run_in(log: Path, boot_deadline: float) -> guest.Outcome:
+        return guest.run(machine, accelerator, initrd, log,
+                         deadline=options.deadline if command else 0,
+                         boot_deadline=boot_deadline, stdout=writer(1), stderr=writer(2),
+                         files=files.extend, console=not command)
+
+    log = new_log(kernel)
+    outcome = run_in(log, boot_deadline)
+    if outcome.stalled:
+        say(f"{outcome.trouble} ({boot_deadline:g} s); booting once more. "
+            f"Its log: {os.path.relpath(log)}")
+        log = new_log(kernel)
+        outcome = run_in(log, 0)
+    shown = os.path.relpath(log)
     if options.out and files and outcome.code is not None:
         guest.extract(bytes(files), options.out)
     if outcome.trouble:
@@ -180,6 +197,9 @@ def parser() -> argparse.ArgumentParser:
                             formatter_class=argparse.RawDescriptionHelpFormatter)
     verb.add_argument("--deadline", type=float, default=120, metavar="SECONDS",
                       help="end the run after this long (default: 120)")
+    verb.add_argument("--boot-deadline", type=float, metavar="SECONDS",
+                      help="boot once more when the guest's init has not begun after this long "
+                           f"(default: {BOOT_DEADLINE}; {BOOT_DEADLINE_ICOUNT} with --icount)")
     verbs.add_parser("shell", parents=[machine], help="a shell in a guest")
     verbs.add_parser("in", usage="lab in -- COMMAND...",
                      help="run a command in lab's root file system, on this machine")
