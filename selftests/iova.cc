@@ -534,6 +534,39 @@ TEST_F(Iova, DestroyOfMixedDirections) {
     expect_hole(io.addr, 4 * g);
 }
 
+// Links of any size, taken out in any order, and others put into the holes.
+TEST_F(Iova, MixedSizesComeAndGo) {
+    const struct {
+        uint64_t at;
+        uint64_t granules;
+        uint64_t from;
+    } first[] = {{0, 1, 9}, {1, 7, 0}, {8, 2, 40}, {10, 16, 20}, {26, 5, 1}, {31, 1, 63}},
+      second[] = {{1, 3, 50}, {4, 4, 4}, {10, 1, 0}, {11, 14, 30}, {25, 1, 7}};
+
+    space(32);
+    for (const auto& l : first)
+        ASSERT_OK(link(l.at * g, l.from * g, l.granules * g));
+    expect_state(32 * g, 6);
+    for (const size_t i : {size_t{3}, size_t{1}}) {
+        ASSERT_OK(s.unlink(io.id, first[i].at * g, first[i].granules * g));
+        expect_hole(io.addr + first[i].at * g, first[i].granules * g);
+    }
+    expect_state(9 * g, 4);
+    EXPECT_ERRNO(link(0, 0, 2 * g), EEXIST);
+    EXPECT_ERRNO(link(7 * g, 0, 2 * g), EEXIST);
+    for (const auto& l : second)
+        ASSERT_OK(link(l.at * g, l.from * g, l.granules * g));
+    ASSERT_OK(s.iova_sync(io.id, 0, 32 * g));
+    for (const auto& l : second)
+        expect_leads_to(io.addr + l.at * g, l.granules * g, b, l.from * g);
+    for (const size_t i : {size_t{0}, size_t{2}, size_t{4}, size_t{5}})
+        expect_leads_to(io.addr + first[i].at * g, first[i].granules * g, b, first[i].from * g);
+    expect_state(32 * g, 9);
+    ASSERT_OK(s.destroy(io.id, 32 * g));
+    expect_hole(io.addr, 32 * g);
+    EXPECT_OK(s.free(b));
+}
+
 TEST_F(Iova, DestroyOfNothing) {
     for (const uint32_t dir : {bidirectional, to_device, from_device}) {
         space(4);
