@@ -4,9 +4,11 @@
 
 SELFTEST_SRCS := \
 	selftests/abi.cc \
+	selftests/alloc.cc \
 	selftests/attrs.cc \
 	selftests/buffer.cc \
 	selftests/calls.cc \
+	selftests/dmabuf.cc \
 	selftests/engine.cc \
 	selftests/fixture.cc \
 	selftests/iova.cc \
@@ -15,6 +17,7 @@ SELFTEST_SRCS := \
 	selftests/main.cc \
 	selftests/mapping.cc \
 	selftests/pin.cc \
+	selftests/pool.cc \
 	selftests/resource.cc \
 	selftests/ring.cc \
 	selftests/run.cc \

@@ -19,7 +19,9 @@
 namespace selftest {
 namespace {
 
-enum class Kind { buffer, mapping, iova };
+enum class Kind { buffer, mapping, iova, alloc, pool, block };
+constexpr std::array all_kinds = {Kind::buffer, Kind::mapping, Kind::iova,
+                                  Kind::alloc,  Kind::pool,    Kind::block};
 
 // A session with one object of each kind, made when it is asked for. Where the
 // kernel cannot make one, its id is one that no session has: checks that come
@@ -70,11 +72,78 @@ public:
         return iova_;
     }
 
+    // Not coherent, so that it can be synchronised.
+    uint32_t alloc() {
+        if (!alloc_) {
+            EXPECT_OK(make_alloc(alloc_));
+        }
+        return alloc_;
+    }
+
+    uint32_t pool() {
+        if (!pool_) {
+            EXPECT_OK(make_pool(pool_));
+        }
+        return pool_;
+    }
+
+    uint32_t block() {
+        if (!block_) {
+            EXPECT_OK(make_block(block_));
+        }
+        return block_;
+    }
+
+    // A pool without blocks.
+    uint32_t empty_pool() {
+        if (!empty_pool_) {
+            EXPECT_OK(make_pool(empty_pool_));
+        }
+        return empty_pool_;
+    }
+
+    // A dma-buf of the allocation.
+    int dmabuf() {
+        dmaprobe_export op = {};
+
+        op.id = alloc();
+        if (!dmabuf_) {
+            EXPECT_OK(s(op));
+            dmabuf_ = Fd(op.fd);
+        }
+        return dmabuf_.get();
+    }
+
     // The id of an object that is gone again.
     uint32_t freed(Kind kind) {
         Buffer b;
+        uint32_t id = no_such_id;
 
         buffer();
+        if (kind == Kind::alloc) {
+            dmaprobe_alloc_free op = {};
+
+            EXPECT_OK(make_alloc(id));
+            op.id = id;
+            EXPECT_OK(s(op));
+            return id;
+        }
+        if (kind == Kind::pool) {
+            dmaprobe_pool_destroy op = {};
+
+            EXPECT_OK(make_pool(id));
+            op.id = id;
+            EXPECT_OK(s(op));
+            return id;
+        }
+        if (kind == Kind::block) {
+            dmaprobe_pool_free op = {};
+
+            EXPECT_OK(make_block(id));
+            op.id = id;
+            EXPECT_OK(s(op));
+            return id;
+        }
         if (kind == Kind::buffer) {
             EXPECT_OK(s.alloc(b, length));
             EXPECT_OK(s.free(b));
@@ -99,10 +168,26 @@ public:
     }
 
     // Whatever was made.
-    std::set<uint32_t> ids() const { return {buffer_.id, mapping_, iova_}; }
+    std::set<uint32_t> ids() const {
+        return {buffer_.id, mapping_, iova_, alloc_, pool_, block_, empty_pool_};
+    }
 
     uint32_t live(Kind kind) {
-        return kind == Kind::buffer ? buffer() : kind == Kind::mapping ? mapping() : iova();
+        switch (kind) {
+        case Kind::buffer:
+            return buffer();
+        case Kind::mapping:
+            return mapping();
+        case Kind::iova:
+            return iova();
+        case Kind::alloc:
+            return alloc();
+        case Kind::pool:
+            return pool();
+        case Kind::block:
+            return block();
+        }
+        return no_such_id;
     }
 
     Raw s;
@@ -111,16 +196,50 @@ public:
     uint64_t dma_addr = 0;
 
 private:
+    int make_alloc(uint32_t& id) const {
+        dmaprobe_alloc op = {};
+
+        op.kind = DMAPROBE_ALLOC_PAGES;
+        op.length = length;
+        const int err = s(op);
+        id = op.id;
+        return err;
+    }
+
+    int make_pool(uint32_t& id) const {
+        dmaprobe_pool_create op = {};
+
+        op.block_size = 64;
+        const int err = s(op);
+        id = op.id;
+        return err;
+    }
+
+    int make_block(uint32_t& id) {
+        dmaprobe_pool_alloc op = {};
+
+        op.pool_id = pool();
+        const int err = s(op);
+        id = op.id;
+        return err;
+    }
+
     Buffer buffer_;
     uint32_t mapping_ = 0;
     uint32_t iova_ = 0;
+    uint32_t alloc_ = 0;
+    uint32_t pool_ = 0;
+    uint32_t block_ = 0;
+    uint32_t empty_pool_ = 0;
+    Fd dmabuf_;
     bool linked_ = false;
 };
 
 struct IdField {
     size_t offset;
     Kind kind;
-    bool optional = false; // 0 stands for none
+    bool optional = false;    // 0 stands for none
+    std::vector<Kind> also{}; // other kinds that it can be
 };
 
 struct EnumField {
@@ -143,7 +262,7 @@ constexpr uint64_t all_attrs = DMAPROBE_MAP_ATTRS | DMAPROBE_ATTR_WRITE_COMBINE 
                                DMAPROBE_ATTR_ALLOC_SINGLE_PAGES | DMAPROBE_ATTR_MMIO;
 constexpr uint64_t resource_attrs = DMAPROBE_MAP_ATTRS & ~uint64_t{DMAPROBE_ATTR_REQUIRE_COHERENT};
 
-enum class Needs { nothing, iommu, iova };
+enum class Needs { nothing, iommu, iova, reach };
 
 // Initialised one by one, so that those not named below are not missing.
 // NOLINTBEGIN(readability-redundant-member-init)
@@ -275,7 +394,9 @@ const std::vector<Op>& ops() {
         {
             using T = struct dmaprobe_sync;
             all.push_back(of<T>(
-                {.min_size = 32, .ids = {{AT(id), Kind::mapping}}, .enums = {{AT(target), 2}}},
+                {.min_size = 32,
+                 .ids = {{AT(id), Kind::mapping, false, {Kind::alloc}}},
+                 .enums = {{AT(target), 2}}},
                 [](Live& live, T& t) {
                     t.id = live.mapping();
                     t.length = live.length;
@@ -361,7 +482,7 @@ const std::vector<Op>& ops() {
             using T = struct dmaprobe_translate;
             all.push_back(of<T>({.min_size = 48,
                                  .flags = DMAPROBE_TRANSLATE_PHYS,
-                                 .ids = {{AT(buffer_id), Kind::buffer, true}},
+                                 .ids = {{AT(buffer_id), Kind::buffer, true, {Kind::alloc}}},
                                  .pointers = {{AT(extents)}},
                                  .answers = true,
                                  .needs = Needs::iommu},
@@ -415,7 +536,7 @@ const std::vector<Op>& ops() {
         {
             using T = struct dmaprobe_segments;
             all.push_back(of<T>({.min_size = 24,
-                                 .ids = {{AT(id), Kind::mapping}},
+                                 .ids = {{AT(id), Kind::mapping, false, {Kind::alloc, Kind::block}}},
                                  .pointers = {{AT(segments)}},
                                  .answers = true},
                                 [](Live& live, T& t) {
@@ -439,7 +560,7 @@ const std::vector<Op>& ops() {
         {
             using T = struct dmaprobe_copy;
             all.push_back(of<T>({.min_size = 40,
-                                 .ids = {{AT(id), Kind::buffer}},
+                                 .ids = {{AT(id), Kind::buffer, false, {Kind::alloc, Kind::block}}},
                                  .enums = {{AT(dir), 2}},
                                  .pointers = {{AT(addr)}}},
                                 [](Live& live, T& t) {
@@ -485,6 +606,77 @@ const std::vector<Op>& ops() {
                                     t.count = 1;
                                 }));
         }
+        {
+            using T = struct dmaprobe_map_dmabuf;
+            all.push_back(of<T>({.min_size = 32,
+                                 .enums = {{AT(dir), 3}},
+                                 .answers = true,
+                                 .needs = Needs::reach},
+                                [](Live& live, T& t) { t.fd = live.dmabuf(); }));
+        }
+        {
+            using T = struct dmaprobe_alloc;
+            all.push_back(
+                of<T>({.min_size = 56,
+                       .attrs = {{AT(attrs), DMAPROBE_ATTR_WEAK_ORDERING |
+                                                 DMAPROBE_ATTR_WRITE_COMBINE |
+                                                 DMAPROBE_ATTR_NO_KERNEL_MAPPING |
+                                                 DMAPROBE_ATTR_FORCE_CONTIGUOUS |
+                                                 DMAPROBE_ATTR_ALLOC_SINGLE_PAGES |
+                                                 DMAPROBE_ATTR_NO_WARN | DMAPROBE_ATTR_PRIVILEGED}},
+                       .enums = {{AT(kind), 4}, {AT(dir), 3}},
+                       .answers = true},
+                      [](Live& live, T& t) { t.length = live.length; }));
+        }
+        {
+            using T = struct dmaprobe_alloc_free;
+            all.push_back(of<T>(
+                {.min_size = 16, .reserved = {AT(__reserved)}, .ids = {{AT(id), Kind::alloc}}},
+                [](Live& live, T& t) { t.id = live.alloc(); }));
+        }
+        {
+            using T = struct dmaprobe_sgtable;
+            all.push_back(of<T>({.min_size = 24,
+                                 .flags = DMAPROBE_SGTABLE_PHYS,
+                                 .ids = {{AT(id), Kind::alloc}},
+                                 .pointers = {{AT(entries)}},
+                                 .answers = true},
+                                [](Live& live, T& t) {
+                                    t.id = live.alloc();
+                                    t.nr_entries = 16;
+                                    t.entries = live.extents.address();
+                                }));
+        }
+        {
+            using T = struct dmaprobe_export;
+            all.push_back(
+                of<T>({.min_size = 16, .ids = {{AT(id), Kind::alloc}}, .answers = true},
+                      [](Live& live, T& t) { t.id = live.alloc(); }));
+        }
+        {
+            using T = struct dmaprobe_pool_create;
+            all.push_back(
+                of<T>({.min_size = 40, .reserved = {AT(__reserved)}, .answers = true},
+                      [](Live&, T& t) { t.block_size = 64; }));
+        }
+        {
+            using T = struct dmaprobe_pool_destroy;
+            all.push_back(of<T>(
+                {.min_size = 16, .reserved = {AT(__reserved)}, .ids = {{AT(id), Kind::pool}}},
+                [](Live& live, T& t) { t.id = live.empty_pool(); }));
+        }
+        {
+            using T = struct dmaprobe_pool_alloc;
+            all.push_back(
+                of<T>({.min_size = 24, .ids = {{AT(pool_id), Kind::pool}}, .answers = true},
+                      [](Live& live, T& t) { t.pool_id = live.pool(); }));
+        }
+        {
+            using T = struct dmaprobe_pool_free;
+            all.push_back(of<T>(
+                {.min_size = 16, .reserved = {AT(__reserved)}, .ids = {{AT(id), Kind::block}}},
+                [](Live& live, T& t) { t.id = live.block(); }));
+        }
         return all;
     }();
     return list;
@@ -524,6 +716,7 @@ protected:
         ASSERT_TRUE(room_);
         // The fixture's own session would keep masks and memory alive.
         iommu_ = s.translated();
+        reaches_ = iommu_ || s.limits().dma_mask >= s.limits().required_mask;
         if (auto why = s.missing("dma_iova_try_alloc"))
             no_iova_ = *why;
         else if (!iommu_)
@@ -537,6 +730,8 @@ protected:
             return no_iova_;
         if (op().needs == Needs::iommu && !iommu_)
             return "no IOMMU translates for the device";
+        if (op().needs == Needs::reach && !reaches_)
+            return "no IOMMU translates, and the device cannot reach all memory by itself";
         return "";
     }
 
@@ -575,6 +770,7 @@ protected:
 
     Memory room_;
     bool iommu_ = false;
+    bool reaches_ = false;
     std::string no_iova_;
 };
 
@@ -739,8 +935,8 @@ TEST_P(StructsWithIds, BadIds) {
         for (const uint32_t id : {Live::no_such_id, 0x80000000u, 0xffffffffu})
             refused_with<uint32_t>(field.offset, id, ENOENT);
 
-        for (const Kind other : {Kind::buffer, Kind::mapping, Kind::iova}) {
-            if (other == field.kind)
+        for (const Kind other : all_kinds) {
+            if (other == field.kind || std::ranges::contains(field.also, other))
                 continue;
             Live live(bdf);
             std::byte* at = sample(live, op().size);
@@ -845,6 +1041,13 @@ TEST_P(StructsThatAnswer, ReadOnlyStruct) {
         EXPECT_ERRNO(session.free({.id = id}), ENOENT);
         EXPECT_ERRNO(session.unmap(id), ENOENT);
         EXPECT_ERRNO(session.iova_free(id), ENOENT);
+        dmaprobe_alloc_free alloc = {};
+        dmaprobe_pool_destroy pool = {};
+        dmaprobe_pool_free block = {};
+        alloc.id = pool.id = block.id = id;
+        EXPECT_ERRNO(session(alloc), ENOENT);
+        EXPECT_ERRNO(session(pool), ENOENT);
+        EXPECT_ERRNO(session(block), ENOENT);
     }
     // And nothing without an id: a leaked mapping or IOVA would hold the mask
     // and the buffer.

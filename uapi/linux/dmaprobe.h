@@ -421,7 +421,7 @@ enum dmaprobe_set_mask_flags {
  * see them, and the last session to close puts back what the device had when it
  * was bound.
  *
- * EBUSY while any session of the device holds a mapping or an IOVA; EIO when
+ * EBUSY while any session of the device holds anything but buffers; EIO when
  * the platform cannot serve the mask.
  */
 struct dmaprobe_set_mask {
@@ -1270,8 +1270,10 @@ struct dmaprobe_map_resource {
  * mapping holds the dma-buf, not the descriptor. Who exported it can take the
  * memory away: the mapping then has no segments any more.
  *
- * EBADF when @fd is no open file, EINVAL when it is no dma-buf; otherwise what the
- * exporter answers.
+ * EBADF when @fd is no open file, EINVAL when it is no dma-buf; EIO without a
+ * translating IOMMU when the device cannot reach all memory by itself; EINTR and
+ * ETIMEDOUT while the exporter is moving the memory; otherwise what the exporter
+ * answers.
  */
 struct dmaprobe_map_dmabuf {
 	__u32 size;
@@ -1299,13 +1301,14 @@ struct dmaprobe_segment {
  * struct dmaprobe_segments - ioctl(DMAPROBE_SEGMENTS)
  * @size: sizeof(struct dmaprobe_segments)
  * @flags: must be 0
- * @id: a mapping of any kind, or an allocation
+ * @id: a mapping of any kind, an allocation, or a block of a pool
  * @nr_segments: in: room at @segments, in entries; out: segments there are, which
  *	may be more than were written
  * @segments: address of an array of &struct dmaprobe_segment; not used when there is
  *	no room
  *
- * Tell the DMA segments of a mapping: what the device is given.
+ * Tell the DMA segments of a mapping: what the device is given. An allocation and a
+ * block of a pool are one.
  */
 struct dmaprobe_segments {
 	__u32 size;
@@ -1356,6 +1359,11 @@ enum dmaprobe_alloc_kind {
  * Allocate zeroed memory that is mapped for the device. The whole pages of it are
  * charged. Unlike a buffer, it cannot be freed while it is mmapped, and when the
  * device goes away, what is mmapped of it goes as well: SIGBUS.
+ *
+ * Addresses obey the coherent mask; those of %DMAPROBE_ALLOC_NONCOHERENT and
+ * %DMAPROBE_ALLOC_PAGES under an IOMMU, the streaming mask. EOPNOTSUPP also for
+ * %DMAPROBE_ATTR_NO_KERNEL_MAPPING without a translating IOMMU, when the device
+ * does not see the CPU's caches: the memory could not be zeroed.
  */
 struct dmaprobe_alloc {
 	__u32 size;
@@ -1446,6 +1454,9 @@ struct dmaprobe_sgtable {
  * to let go of the memory at once, get EOPNOTSUPP. When the session ends or the
  * device goes away, the dma-buf's memory goes: what is mapped of it is unmapped,
  * what is mmapped gives SIGBUS.
+ *
+ * An allocation has one dma-buf at a time: exported again, it is given another
+ * descriptor of that. ENXIO when the kernel cannot tell its pages.
  */
 struct dmaprobe_export {
 	__u32 size;
@@ -1462,12 +1473,18 @@ struct dmaprobe_export {
  * @flags: must be 0
  * @block_size: bytes of a block, from 1 to 1 MiB
  * @align: alignment of the blocks, a power of two up to 1 MiB, or 0 for 1
- * @boundary: blocks do not cross a multiple of it: a power of two, at least
- *	@block_size and at most 1 MiB, or 0 for none
+ * @boundary: blocks do not cross a multiple of it: a power of two up to 1 MiB, or 0
+ *	for none; at least @block_size, which for this counts as 16 when it is less,
+ *	rounded up to @align
  * @id: out: id of the pool
  * @__reserved: must be 0
  *
- * Make a pool of small blocks of coherent memory with dma_pool_create().
+ * Make a pool of small blocks of coherent memory with dma_pool_create(). The pages
+ * are charged that the pool needs for the most blocks it ever had; it gives them
+ * back when it is destroyed.
+ *
+ * EPERM without CAP_SYS_RAWIO: the kernel keeps the list of a pool's free blocks in
+ * these blocks, where the device can write.
  */
 struct dmaprobe_pool_create {
 	__u32 size;
