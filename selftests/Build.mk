@@ -13,6 +13,7 @@ SELFTEST_SRCS := \
 	selftests/fixture.cc \
 	selftests/iova.cc \
 	selftests/ktap.cc \
+	selftests/library.cc \
 	selftests/lifecycle.cc \
 	selftests/main.cc \
 	selftests/mapping.cc \

@@ -2,6 +2,7 @@
 # The command-line tool.
 
 TOOL_SRCS := \
+	tools/bench.cc \
 	tools/bind.cc \
 	tools/demo.cc \
 	tools/info.cc \

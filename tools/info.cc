@@ -118,6 +118,7 @@ Json limits_json(const Limits& limits) {
             {"need_unmap", limits.need_unmap},
             {"addressing_limited", limits.addressing_limited},
             {"iommu", limits.iommu},
+            {"can_mmap", limits.can_mmap},
             {"dma_mask", hex(limits.dma_mask)},
             {"coherent_dma_mask", hex(limits.coherent_dma_mask)},
             {"required_mask", hex(limits.required_mask)},
@@ -127,7 +128,8 @@ Json limits_json(const Limits& limits) {
             {"opt_mapping_size", size_json(limits.opt_mapping_size)},
             {"merge_boundary", hex(limits.merge_boundary)},
             {"segment_boundary_mask", hex(limits.segment_boundary_mask)},
-            {"min_align_mask", hex(limits.min_align_mask)}};
+            {"min_align_mask", hex(limits.min_align_mask)},
+            {"cache_alignment", limits.cache_alignment.value()}};
 }
 
 Json domain_json(const Domain& domain) {
@@ -209,11 +211,13 @@ void tell_limits(const Limits& limits) {
     line("merge boundary",
          limits.merge_boundary ? hex(limits.merge_boundary) : "0: DMA segments cannot be merged");
     line("alignment mask", hex(limits.min_align_mask));
+    line("cache alignment", size_text(limits.cache_alignment));
     line("coherent", yes_no(limits.coherent));
     line("needs sync", yes_no(limits.need_sync));
     line("needs unmap", yes_no(limits.need_unmap));
     line("addressing limited", yes_no(limits.addressing_limited));
     line("IOMMU translates", yes_no(limits.iommu));
+    line("coherent mmap", yes_no(limits.can_mmap));
 }
 
 void tell_domain(const Info& info) {

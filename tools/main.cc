@@ -23,6 +23,10 @@ namespace tool {
 
 namespace {
 
+constexpr std::array bench_topics{
+    Topic{"dispatch", "what it costs to get a call to the module", run_bench_dispatch},
+};
+
 /// A new verb is a line here and a file beside this one.
 constexpr std::array verbs{
     Verb{"list", "list PCI devices, their drivers, IOMMU groups and engines", Verb::Bdf::none,
@@ -33,7 +37,16 @@ constexpr std::array verbs{
     Verb{"info", "tell what kernel, device and IOMMU offer", Verb::Bdf::optional, false, run_info},
     Verb{"demo", "map, link, DMA, unlink, destroy and fault, step by step", Verb::Bdf::optional,
          false, run_demo},
+    Verb{"bench", "measure what calls cost", Verb::Bdf::none, false, nullptr, bench_topics},
 };
+
+void add_device(CLI::App& app, Args& args, bool required) {
+    auto* bdf = app.add_option("BDF", args.bdf,
+                               required ? "PCI address, such as 0000:01:00.0"
+                                        : "PCI address; may be left out when one is bound");
+    if (required)
+        bdf->required();
+}
 
 int usage(const Args& args, std::string message) {
     return fail(args, {exit_code::usage, std::move(message), 0});
@@ -69,20 +82,29 @@ int run(int argc, char** argv) {
     app.add_flag("--json", args.json, "one JSON document on stdout, errors included");
     app.add_flag("--version", version, "show the version and exit");
 
+    int (*run)(const Args&) = nullptr;
     for (const Verb& verb : verbs) {
         auto* sub = app.add_subcommand(std::string(verb.name), std::string(verb.summary));
         sub->fallthrough();
-        if (verb.bdf != Verb::Bdf::none) {
-            auto* bdf = sub->add_option("BDF", args.bdf,
-                                        verb.bdf == Verb::Bdf::optional
-                                            ? "PCI address; may be left out when one is bound"
-                                            : "PCI address, such as 0000:01:00.0");
-            if (verb.bdf == Verb::Bdf::required)
-                bdf->required();
-        }
+        if (verb.bdf != Verb::Bdf::none)
+            add_device(*sub, args, verb.bdf == Verb::Bdf::required);
         if (verb.force)
             sub->add_flag("--force", args.force,
                           "also when a driver has the device or its IOMMU group is shared");
+        if (verb.topics.empty())
+            continue;
+        sub->require_subcommand(1);
+        for (const Topic& topic : verb.topics) {
+            auto* word = sub->add_subcommand(std::string(topic.name), std::string(topic.summary));
+            word->fallthrough();
+            add_device(*word, args, false);
+            word->add_option("--rounds", args.rounds, "rounds of one measurement (default: 4096)");
+            word->add_option("--repeat", args.repeat, "measurements of each kind (default: 7)");
+            word->add_flag("--icount", args.icount,
+                           "name the unit instructions: the machine's clock counts them "
+                           "(QEMU's -icount shift=0)");
+            word->callback([&run, &topic] { run = topic.run; });
+        }
     }
 
     // CLI11 would call an unknown verb an unexpected argument.
@@ -110,7 +132,7 @@ int run(int argc, char** argv) {
         return run_version(args);
     if (chosen == verbs.end())
         return usage(args, std::format("a verb is missing; the verbs are {}", verb_names()));
-    return chosen->run(args);
+    return (run != nullptr ? run : chosen->run)(args);
 }
 
 } // namespace

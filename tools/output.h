@@ -3,6 +3,7 @@
 #pragma once
 
 #include <expected>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -33,6 +34,17 @@ struct Args {
     bool json = false;
     bool force = false;
     std::string bdf;
+    // bench
+    bool icount = false;
+    unsigned rounds = 4096;
+    unsigned repeat = 7;
+};
+
+/// What a verb can be told to do: a word behind it.
+struct Topic {
+    std::string_view name;
+    std::string_view summary;
+    int (*run)(const Args&);
 };
 
 /// A verb of the tool: one line of the table in main.cc.
@@ -42,6 +54,7 @@ struct Verb {
     enum class Bdf { none, optional, required } bdf;
     bool force;
     int (*run)(const Args&);
+    std::span<const Topic> topics = {}; ///< then the verb itself does nothing
 };
 
 int run_list(const Args& args);
@@ -49,6 +62,7 @@ int run_bind(const Args& args);
 int run_unbind(const Args& args);
 int run_info(const Args& args);
 int run_demo(const Args& args);
+int run_bench_dispatch(const Args& args);
 
 /// Why a verb cannot go on: one line, and the exit code.
 struct Failure {

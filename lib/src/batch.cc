@@ -42,7 +42,8 @@ Result<void> Batch::execute() {
         return good;
     const std::span<CallOp> ops = state_->ops;
     const bool linked = order_ == Order::linked;
-    const bool unchanged = known_ == ops.size() && generation_ == state_->generation;
+    const bool unchanged =
+        ops.size() <= depth_ && known_ == ops.size() && generation_ == state_->generation;
     std::size_t made = 0;
     while (made < ops.size()) {
         const auto part = ops.subspan(made, std::min<std::size_t>(depth_, ops.size() - made));
