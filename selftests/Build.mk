@@ -5,6 +5,7 @@
 SELFTEST_SRCS := \
 	selftests/abi.cc \
 	selftests/buffer.cc \
+	selftests/cost.cc \
 	selftests/engine.cc \
 	selftests/fixture.cc \
 	selftests/iova.cc \
