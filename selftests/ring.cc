@@ -275,6 +275,10 @@ TEST_F(Ring, MembersThatMustBeZero) {
     // Without this a ring stops at an SQE that io_uring itself refuses.
     const Uring whole(4, IORING_SETUP_SUBMIT_ALL);
     ASSERT_TRUE(whole);
+    // Linux 6.12 itself looks for the buffer that FIXED names.
+    const Memory memory = Memory::fenced(page_size());
+    const iovec fixed = {.iov_base = memory.data(), .iov_len = memory.size()};
+    ASSERT_EQ(io_uring_register_buffers(whole.get(), &fixed, 1), 0);
     for (const auto& [name, change] : changes) {
         dmaprobe_nop nop = {};
         dmaprobe_buffer_alloc alloc = {};
