@@ -8,6 +8,7 @@ SELFTEST_SRCS := \
 	selftests/attrs.cc \
 	selftests/buffer.cc \
 	selftests/calls.cc \
+	selftests/cost.cc \
 	selftests/dmabuf.cc \
 	selftests/engine.cc \
 	selftests/fixture.cc \

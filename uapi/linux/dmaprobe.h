@@ -61,7 +61,9 @@
  *    the struct's address; all other members that the operation could use are
  *    zero, otherwise EINVAL. cqe->res is 0 or the negative errno. The struct must
  *    stay where it is until the completion. Commands that may take long run in
- *    a worker of the ring.
+ *    a worker of the ring, where they wait while another one keeps a worker busy
+ *    (unless submitted with IOSQE_ASYNC). Cancelling the request stands for the
+ *    signal that ends such a command.
  *  - ``DMAPROBE_RUN``, which makes many calls in one.
  */
 
@@ -995,9 +997,10 @@ struct dmaprobe_run_op {
  * @ops: address of an array of &struct dmaprobe_run_op
  *
  * Make calls one after the other, in one call. Each is what it is alone, with a
- * result of its own. The run stops at the first that fails, unless it shall
- * continue, and before the next one when the process is being killed. The run
- * itself succeeds when it could read the calls and tell the results.
+ * result of its own; a run in a run is EINVAL. The run stops at the first that
+ * fails, unless it shall continue, and soon when the process is being killed. The
+ * run itself succeeds when it could read the calls and tell the results: also
+ * when the device is gone, which each call answers for itself.
  */
 struct dmaprobe_run {
 	__u32 size;
