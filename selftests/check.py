@@ -140,12 +140,13 @@ def in_guest(suite: "Suite") -> Report:
     script = ["dmaprobe info --json $DMAPROBE_BDF >/out/info.json 2>/out/info.err; all=0"]
     for transport in suite.transports:
         script.append(f"echo '# check: transport {transport}'; DMAPROBE_TRANSPORT={transport} "
-                      f"dmaprobe-selftest --gtest_filter='{TRANSPORTS[transport]}'; code=$?; "
+                      f"dmaprobe-selftest --gtest_filter='{suite.only or TRANSPORTS[transport]}'; "
+                      "code=$?; "
                       "echo; echo \"# check: exit $code\"; [ $code = 0 ] || all=$code")
     script.append("exit $all")
     with tempfile.TemporaryDirectory() as scratch:
-        code, out, err = call([*LAB, "run", *suite.options, "--deadline", "300", "--out", scratch,
-                               "--", "sh", "-c", "\n".join(script)], 900)
+        code, out, err = call([*LAB, "run", *suite.options, "--deadline", "600", "--out", scratch,
+                               "--", "sh", "-c", "\n".join(script)], 1500)
         report = parse_passes(out, code, suite.transports)
         if code:
             report.notes += err
@@ -157,6 +158,17 @@ def in_guest(suite: "Suite") -> Report:
         else:
             report.fail("schema.info", "".join(valid[1:])
                         + (said.read_text(encoding="utf-8") if said.exists() else ""))
+    return report
+
+
+def costs(suite: "Suite") -> Report:
+    """What calls cost in instructions, which is the same from run to run."""
+    code, out, err = call([*LAB, "run", "--icount", *suite.options, "--deadline", "600", "--",
+                           "env", "DMAPROBE_ICOUNT=1", "dmaprobe-selftest",
+                           f"--gtest_filter={suite.only}"], 1500)
+    report = parse_ktap(out, code, "cost")
+    if code:
+        report.notes += err
     return report
 
 
@@ -358,6 +370,7 @@ class Suite:
     build: tuple[str, ...]
     longer: bool = False
     transports: Sequence[str] = ("ioctl",)
+    only: str = ""  # a filter of GoogleTest
 
 
 GUEST = ("BUILD=build/lab", "STATIC=1", "build/lab/bin/dmaprobe",
@@ -375,6 +388,11 @@ SUITES = {
     "lazy": Suite(in_guest, ["--kernel", "stock", "--domain", "lazy"], GUEST, longer=True),
     "identity": Suite(in_guest, ["--kernel", "stock", "--domain", "identity"], GUEST, longer=True),
     "virtio": Suite(in_guest, ["--kernel", "vfio", "--iommu", "virtio"], GUEST, longer=True),
+    "swiotlb": Suite(in_guest, ["--kernel", "stock", "--domain", "identity",
+                                "--append", "swiotlb=force"], GUEST, longer=True,
+                     only="*Sg*:Segment*:*Attributes*:*Mapping*:Bars*:Resource*"),
+    "cost": Suite(costs, ["--kernel", "stock", "--memory", "1024"], GUEST, longer=True,
+                  only="Cost.*:ManyMappings.*"),
 }
 
 
