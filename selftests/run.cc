@@ -445,7 +445,7 @@ TEST_F(Run, ReadOnlyCalls) {
 
     alloc.size = sizeof(alloc);
     alloc.length = page_size();
-    const uint32_t nr = static_cast<uint32_t>(memory.size() / sizeof(dmaprobe_run_op));
+    const auto nr = static_cast<uint32_t>(memory.size() / sizeof(dmaprobe_run_op));
     for (uint32_t i = 0; i < nr; i++)
         reinterpret_cast<dmaprobe_run_op*>(memory.data())[i] = {
             .cmd = DMAPROBE_BUFFER_ALLOC, .result = 0, .arg = reinterpret_cast<uintptr_t>(&alloc)};
