@@ -168,10 +168,9 @@ static void put_table(struct sg_table *sgt, struct sg_table *room)
 }
 
 /* Call @fn for each piece, of which the last ends with the allocation. */
-static int visit_pieces(struct dmaprobe_allocation *a,
-			  int (*fn)(void *data, struct scatterlist *sg,
-				    u64 length),
-			  void *data)
+static int
+visit_pieces(struct dmaprobe_allocation *a, void *data,
+	     int (*fn)(void *data, struct scatterlist *sg, u64 length))
 {
 	u64 left = a->mem.length;
 	struct sg_table room, *sgt;
@@ -223,7 +222,7 @@ static int find_pages(struct dmaprobe_allocation *a, u32 *nr_pieces)
 				      GFP_KERNEL_ACCOUNT);
 	if (!a->mem.pages)
 		return -ENOMEM;
-	ret = visit_pieces(a, collect_pages, &c);
+	ret = visit_pieces(a, &c, collect_pages);
 	if (ret == -ENXIO || (!ret && c.nr_pages != a->mem.nr_pages)) {
 		kvfree(a->mem.pages);
 		a->mem.pages = NULL;
@@ -655,7 +654,7 @@ int dmaprobe_op_sgtable(struct dmaprobe_ucmd *ucmd)
 	a = dmaprobe_allocation_get(ucmd, cmd->id);
 	if (IS_ERR(a))
 		return PTR_ERR(a);
-	ret = visit_pieces(a, tell_piece, &t);
+	ret = visit_pieces(a, &t, tell_piece);
 	dmaprobe_object_put(&a->mem.obj);
 	cmd->nr_entries = t.nr;
 	return ret ?: dmaprobe_respond(ucmd);

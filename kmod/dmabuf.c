@@ -12,10 +12,12 @@
  * reservation object.
  */
 #include <linux/dma-buf.h>
+#include <linux/dma-direct.h>
 #include <linux/dma-resv.h>
 #include <linux/file.h>
 #include <linux/mm.h>
 #include <linux/slab.h>
+#include <linux/swiotlb.h>
 #include <linux/uaccess.h>
 
 #include "compat.h"
@@ -24,9 +26,21 @@
 /* How long to wait for an exporter that moves the memory. */
 #define IMPORT_TIMEOUT	(10 * HZ)
 
-/* --- export ---------------------------------------------------------------- */
+struct dmaprobe_import {
+	struct dmaprobe_object obj;
+	struct dma_buf *dmabuf;
+	struct dma_buf_attachment *attach;
+	struct sg_table *sgt;	/* NULL: taken away; under the reservation lock */
+	struct dmaprobe_segment *segments;	/* while there is a table */
+	u32 nr_segments;
+	u8 dir;
+};
+
+static_assert(offsetof(struct dmaprobe_import, obj) == 0);
 
 static const struct dma_buf_attach_ops import_ops;
+
+/* --- export ---------------------------------------------------------------- */
 
 static int export_attach(struct dma_buf *dmabuf,
 			 struct dma_buf_attachment *attach)
@@ -53,6 +67,29 @@ static unsigned int longest_entry(struct device *dev)
 	return dma_get_max_seg_size(dev);
 }
 
+/*
+ * Without a translating IOMMU the device must reach the pages by itself: nobody
+ * synchronises what is bounced, and the kernel WARNs about what cannot be.
+ */
+static int check_reach(const struct dmaprobe_import *imp, struct sg_table *sgt)
+{
+	const struct dmaprobe_session *s = imp->obj.session;
+	struct device *dev = dmaprobe_dma_dev(s);
+	u64 limit = min_not_zero(dma_get_mask(dev), dev->bus_dma_limit);
+	struct scatterlist *sg;
+	int i;
+
+	if (dmaprobe_translates(s->dd))
+		return 0;
+	if (is_swiotlb_force_bounce(dev))
+		return -EIO;
+	for_each_sgtable_sg(sgt, sg, i) {
+		if (phys_to_dma(dev, sg_phys(sg)) + sg->length - 1 > limit)
+			return -EIO;
+	}
+	return 0;
+}
+
 static struct sg_table *export_map(struct dma_buf_attachment *attach,
 				   enum dma_data_direction dir)
 {
@@ -73,6 +110,9 @@ static struct sg_table *export_map(struct dma_buf_attachment *attach,
 						GFP_KERNEL_ACCOUNT);
 	if (ret)
 		goto err_free;
+	ret = check_reach(attach->importer_priv, sgt);
+	if (ret)
+		goto err_table;
 	ret = dma_map_sgtable(attach->dev, sgt, dir,
 			      a->kind == DMAPROBE_ALLOC_COHERENT ?
 			      DMA_ATTR_SKIP_CPU_SYNC : 0);
@@ -267,18 +307,6 @@ out_put:
 
 /* --- import ---------------------------------------------------------------- */
 
-struct dmaprobe_import {
-	struct dmaprobe_object obj;
-	struct dma_buf *dmabuf;
-	struct dma_buf_attachment *attach;
-	struct sg_table *sgt;	/* NULL: taken away; under the reservation lock */
-	struct dmaprobe_segment *segments;	/* while there is a table */
-	u32 nr_segments;
-	u8 dir;
-};
-
-static_assert(offsetof(struct dmaprobe_import, obj) == 0);
-
 static void import_unmap(struct dmaprobe_import *imp)
 {
 	dma_resv_assert_held(imp->dmabuf->resv);
@@ -334,11 +362,7 @@ static const struct dmaprobe_object_type import_type = {
 	.segments = import_segments,
 };
 
-/*
- * The exporter maps pages that we do not know, and nobody synchronises what would
- * be bounced. So without a translating IOMMU the device must be able to reach all
- * memory by itself.
- */
+/* As check_reach(), for an exporter whose pages we do not know. */
 static bool reaches_all(const struct dmaprobe_device *dd)
 {
 	return dmaprobe_translates(dd) ||
@@ -395,7 +419,7 @@ int dmaprobe_op_map_dmabuf(struct dmaprobe_ucmd *ucmd)
 		ret = PTR_ERR(imp->dmabuf);
 		goto err_free;
 	}
-	if (!reaches_all(s->dd)) {
+	if (imp->dmabuf->ops != &export_ops && !reaches_all(s->dd)) {
 		ret = -EIO;
 		goto err_put;
 	}

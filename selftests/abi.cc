@@ -262,7 +262,7 @@ constexpr uint64_t all_attrs = DMAPROBE_MAP_ATTRS | DMAPROBE_ATTR_WRITE_COMBINE 
                                DMAPROBE_ATTR_ALLOC_SINGLE_PAGES | DMAPROBE_ATTR_MMIO;
 constexpr uint64_t resource_attrs = DMAPROBE_MAP_ATTRS & ~uint64_t{DMAPROBE_ATTR_REQUIRE_COHERENT};
 
-enum class Needs { nothing, iommu, iova, reach };
+enum class Needs { nothing, iommu, iova };
 
 // Initialised one by one, so that those not named below are not missing.
 // NOLINTBEGIN(readability-redundant-member-init)
@@ -393,14 +393,13 @@ const std::vector<Op>& ops() {
         }
         {
             using T = struct dmaprobe_sync;
-            all.push_back(of<T>(
-                {.min_size = 32,
-                 .ids = {{AT(id), Kind::mapping, false, {Kind::alloc}}},
-                 .enums = {{AT(target), 2}}},
-                [](Live& live, T& t) {
-                    t.id = live.mapping();
-                    t.length = live.length;
-                }));
+            all.push_back(of<T>({.min_size = 32,
+                                 .ids = {{AT(id), Kind::mapping, false, {Kind::alloc}}},
+                                 .enums = {{AT(target), 2}}},
+                                [](Live& live, T& t) {
+                                    t.id = live.mapping();
+                                    t.length = live.length;
+                                }));
         }
         {
             using T = struct dmaprobe_iova_alloc;
@@ -535,15 +534,16 @@ const std::vector<Op>& ops() {
         }
         {
             using T = struct dmaprobe_segments;
-            all.push_back(of<T>({.min_size = 24,
-                                 .ids = {{AT(id), Kind::mapping, false, {Kind::alloc, Kind::block}}},
-                                 .pointers = {{AT(segments)}},
-                                 .answers = true},
-                                [](Live& live, T& t) {
-                                    t.id = live.mapping();
-                                    t.nr_segments = 16;
-                                    t.segments = live.extents.address();
-                                }));
+            all.push_back(
+                of<T>({.min_size = 24,
+                       .ids = {{AT(id), Kind::mapping, false, {Kind::alloc, Kind::block}}},
+                       .pointers = {{AT(segments)}},
+                       .answers = true},
+                      [](Live& live, T& t) {
+                          t.id = live.mapping();
+                          t.nr_segments = 16;
+                          t.segments = live.extents.address();
+                      }));
         }
         {
             using T = struct dmaprobe_buffer_pin;
@@ -608,25 +608,21 @@ const std::vector<Op>& ops() {
         }
         {
             using T = struct dmaprobe_map_dmabuf;
-            all.push_back(of<T>({.min_size = 32,
-                                 .enums = {{AT(dir), 3}},
-                                 .answers = true,
-                                 .needs = Needs::reach},
+            all.push_back(of<T>({.min_size = 32, .enums = {{AT(dir), 3}}, .answers = true},
                                 [](Live& live, T& t) { t.fd = live.dmabuf(); }));
         }
         {
             using T = struct dmaprobe_alloc;
-            all.push_back(
-                of<T>({.min_size = 56,
-                       .attrs = {{AT(attrs), DMAPROBE_ATTR_WEAK_ORDERING |
-                                                 DMAPROBE_ATTR_WRITE_COMBINE |
-                                                 DMAPROBE_ATTR_NO_KERNEL_MAPPING |
-                                                 DMAPROBE_ATTR_FORCE_CONTIGUOUS |
-                                                 DMAPROBE_ATTR_ALLOC_SINGLE_PAGES |
-                                                 DMAPROBE_ATTR_NO_WARN | DMAPROBE_ATTR_PRIVILEGED}},
-                       .enums = {{AT(kind), 4}, {AT(dir), 3}},
-                       .answers = true},
-                      [](Live& live, T& t) { t.length = live.length; }));
+            all.push_back(of<T>(
+                {.min_size = 56,
+                 .attrs = {{AT(attrs), DMAPROBE_ATTR_WEAK_ORDERING | DMAPROBE_ATTR_WRITE_COMBINE |
+                                           DMAPROBE_ATTR_NO_KERNEL_MAPPING |
+                                           DMAPROBE_ATTR_FORCE_CONTIGUOUS |
+                                           DMAPROBE_ATTR_ALLOC_SINGLE_PAGES |
+                                           DMAPROBE_ATTR_NO_WARN | DMAPROBE_ATTR_PRIVILEGED}},
+                 .enums = {{AT(kind), 4}, {AT(dir), 3}},
+                 .answers = true},
+                [](Live& live, T& t) { t.length = live.length; }));
         }
         {
             using T = struct dmaprobe_alloc_free;
@@ -649,21 +645,19 @@ const std::vector<Op>& ops() {
         }
         {
             using T = struct dmaprobe_export;
-            all.push_back(
-                of<T>({.min_size = 16, .ids = {{AT(id), Kind::alloc}}, .answers = true},
-                      [](Live& live, T& t) { t.id = live.alloc(); }));
+            all.push_back(of<T>({.min_size = 16, .ids = {{AT(id), Kind::alloc}}, .answers = true},
+                                [](Live& live, T& t) { t.id = live.alloc(); }));
         }
         {
             using T = struct dmaprobe_pool_create;
-            all.push_back(
-                of<T>({.min_size = 40, .reserved = {AT(__reserved)}, .answers = true},
-                      [](Live&, T& t) { t.block_size = 64; }));
+            all.push_back(of<T>({.min_size = 40, .reserved = {AT(__reserved)}, .answers = true},
+                                [](Live&, T& t) { t.block_size = 64; }));
         }
         {
             using T = struct dmaprobe_pool_destroy;
-            all.push_back(of<T>(
-                {.min_size = 16, .reserved = {AT(__reserved)}, .ids = {{AT(id), Kind::pool}}},
-                [](Live& live, T& t) { t.id = live.empty_pool(); }));
+            all.push_back(
+                of<T>({.min_size = 16, .reserved = {AT(__reserved)}, .ids = {{AT(id), Kind::pool}}},
+                      [](Live& live, T& t) { t.id = live.empty_pool(); }));
         }
         {
             using T = struct dmaprobe_pool_alloc;
@@ -716,7 +710,6 @@ protected:
         ASSERT_TRUE(room_);
         // The fixture's own session would keep masks and memory alive.
         iommu_ = s.translated();
-        reaches_ = iommu_ || s.limits().dma_mask >= s.limits().required_mask;
         if (auto why = s.missing("dma_iova_try_alloc"))
             no_iova_ = *why;
         else if (!iommu_)
@@ -730,8 +723,6 @@ protected:
             return no_iova_;
         if (op().needs == Needs::iommu && !iommu_)
             return "no IOMMU translates for the device";
-        if (op().needs == Needs::reach && !reaches_)
-            return "no IOMMU translates, and the device cannot reach all memory by itself";
         return "";
     }
 
@@ -770,7 +761,6 @@ protected:
 
     Memory room_;
     bool iommu_ = false;
-    bool reaches_ = false;
     std::string no_iova_;
 };
 

@@ -207,8 +207,8 @@ Rig::Rig(const std::string& bdf) {
         return;
     }
     if (auto set = keeper_->set_mask((*probed)->dma_mask()); !set) {
-        why_ = std::format("the platform does not serve the engine's mask: {}",
-                           set.error().message());
+        why_ =
+            std::format("the platform does not serve the engine's mask: {}", set.error().message());
         return;
     }
     engine_ = std::move(*probed);
@@ -271,7 +271,8 @@ TEST_P(AllocWays, OneZeroedSegment) {
             ASSERT_OK(allocate(a, length));
             Memory m = map_allocation(s, a);
             ASSERT_TRUE(m) << strerror(errno);
-            EXPECT_TRUE(std::ranges::all_of(m.bytes(), [](std::byte b) { return b == std::byte{}; }));
+            EXPECT_TRUE(
+                std::ranges::all_of(m.bytes(), [](std::byte b) { return b == std::byte{}; }));
             memset(m.data(), 0xee, m.size());
             m.unmap();
             if (i == 0) {
@@ -348,8 +349,8 @@ TEST_P(AllocWays, DeviceReadsAndWritesIt) {
     ASSERT_OK(sync_all(s, a, DMAPROBE_SYNC_FOR_CPU));
     EXPECT_EQ(memcmp(m.data() + 3 * page, bytes.data() + page / 2, page), 0);
     EXPECT_EQ(memcmp(m.data() + page / 2, bytes.data(), bytes.size()), 0) << "the source changed";
-    EXPECT_TRUE(std::all_of(m.data(), m.data() + page / 2,
-                            [](std::byte b) { return b == std::byte{}; }));
+    EXPECT_TRUE(
+        std::all_of(m.data(), m.data() + page / 2, [](std::byte b) { return b == std::byte{}; }));
     if (copies()) {
         std::vector<std::byte> got(page);
 
@@ -505,8 +506,8 @@ TEST_P(AllocWays, MaskIsHonoured) {
     const uint64_t page = page_size();
     // Under an IOMMU the kernel maps what dma_alloc_pages() gives as any other
     // page: by the streaming mask (kernel/dma/ops_helpers.c). No other uses it.
-    const bool streaming = iommu && (way().kind == DMAPROBE_ALLOC_NONCOHERENT ||
-                                     way().kind == DMAPROBE_ALLOC_PAGES);
+    const bool streaming =
+        iommu && (way().kind == DMAPROBE_ALLOC_NONCOHERENT || way().kind == DMAPROBE_ALLOC_PAGES);
     const uint32_t which = streaming ? DMAPROBE_SET_MASK_STREAMING : DMAPROBE_SET_MASK_COHERENT;
 
     for (const unsigned bits : {32u, 28u, 24u}) {
@@ -642,8 +643,8 @@ TEST_F(Alloc, OneSegmentOfManyPieces) {
 
     if (!iommu)
         GTEST_SKIP() << "no IOMMU translates, so the memory is in one piece";
-    ASSERT_OK(allocate(
-        s, a, {"", DMAPROBE_ALLOC_NONCONTIGUOUS, DMAPROBE_ATTR_ALLOC_SINGLE_PAGES}, length));
+    ASSERT_OK(allocate(s, a, {"", DMAPROBE_ALLOC_NONCONTIGUOUS, DMAPROBE_ATTR_ALLOC_SINGLE_PAGES},
+                       length));
     ASSERT_OK(segments(s, a.id, segs));
     EXPECT_EQ(segs.size(), 1u);
     ASSERT_OK(sgtable(s, a.id, pieces));

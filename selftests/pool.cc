@@ -152,18 +152,16 @@ TEST_P(PoolShapes, BlocksKeepTheirBounds) {
         expect_hole(blocks[0].dma_addr, 1);
 }
 
-INSTANTIATE_TEST_SUITE_P(Pool, PoolShapes,
-                         testing::Values(Shape{1, 0, 0}, Shape{16, 1, 0}, Shape{24, 8, 0},
-                                         Shape{24, 32, 0}, Shape{100, 4, 128}, Shape{100, 4, 256},
-                                         Shape{1000, 16, 1024}, Shape{1, 16, 16},
-                                         Shape{1, 4096, 4096}, Shape{2048, 2048, 4096},
-                                         Shape{4096, 4096, 4096}, Shape{5000, 8, 8192},
-                                         Shape{64, 8192, 0}, Shape{65536, 65536, 65536},
-                                         Shape{48, 16, 1 << 20}, Shape{1 << 20, 1 << 20, 1 << 20}),
-                         [](const auto& row) {
-                             return std::format("{}_{}_{}", row.param.block_size, row.param.align,
-                                                row.param.boundary);
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    Pool, PoolShapes,
+    testing::Values(Shape{1, 0, 0}, Shape{16, 1, 0}, Shape{24, 8, 0}, Shape{24, 32, 0},
+                    Shape{100, 4, 128}, Shape{100, 4, 256}, Shape{1000, 16, 1024}, Shape{1, 16, 16},
+                    Shape{1, 4096, 4096}, Shape{2048, 2048, 4096}, Shape{4096, 4096, 4096},
+                    Shape{5000, 8, 8192}, Shape{64, 8192, 0}, Shape{65536, 65536, 65536},
+                    Shape{48, 16, 1 << 20}, Shape{1 << 20, 1 << 20, 1 << 20}),
+    [](const auto& row) {
+        return std::format("{}_{}_{}", row.param.block_size, row.param.align, row.param.boundary);
+    });
 
 TEST_F(Pool, Values) {
     constexpr uint64_t mib = 1 << 20;

@@ -1274,9 +1274,9 @@ struct dmaprobe_map_resource {
  * memory away: the mapping then has no segments any more.
  *
  * EBADF when @fd is no open file, EINVAL when it is no dma-buf; EIO without a
- * translating IOMMU when the device cannot reach all memory by itself; EINTR and
- * ETIMEDOUT while the exporter is moving the memory; otherwise what the exporter
- * answers.
+ * translating IOMMU when the device cannot reach the memory by itself (all memory,
+ * when it was not exported here); EINTR and ETIMEDOUT while the exporter is moving
+ * the memory; otherwise what the exporter answers.
  */
 struct dmaprobe_map_dmabuf {
 	__u32 size;
