@@ -115,6 +115,18 @@ int run(int argc, char** argv) {
     if (first != words.end() && chosen == verbs.end())
         return usage(args,
                      std::format("there is no verb '{}'; the verbs are {}", *first, verb_names()));
+    if (chosen != verbs.end() && !chosen->topics.empty()) {
+        const auto second = std::find_if(
+            first + 1, words.end(), [](std::string_view word) { return !word.starts_with('-'); });
+        if (second != words.end() &&
+            std::ranges::find(chosen->topics, *second, &Topic::name) == chosen->topics.end()) {
+            std::string names;
+            for (const Topic& topic : chosen->topics)
+                names.append(names.empty() ? "" : ", ").append(topic.name);
+            return usage(args, std::format("{}: there is no '{}' to {}; there is {}", *first,
+                                           *second, *first, names));
+        }
+    }
     try {
         app.parse(argc, argv);
     } catch (const CLI::CallForHelp& help) {

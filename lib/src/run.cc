@@ -32,6 +32,9 @@ Result<void> Run::execute(OnError on_error) {
         return good;
     }
     done_ = arg.done;
+    // A run that stops at the first failure has none before its last call.
+    if (on_error == OnError::stop && done_ == ops.size() && ops.back().result == 0)
+        return {};
     return outcome(done_);
 }
 
