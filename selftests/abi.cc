@@ -238,8 +238,10 @@ private:
 struct IdField {
     size_t offset;
     Kind kind;
-    bool optional = false;    // 0 stands for none
-    std::vector<Kind> also{}; // other kinds that it can be
+    bool optional = false; // 0 stands for none
+    // Other kinds that it can be.
+    // NOLINTNEXTLINE(readability-redundant-member-init): need not be named
+    std::vector<Kind> also{};
 };
 
 struct EnumField {

@@ -143,7 +143,7 @@ int sync_all(const Raw& session, const Allocation& allocation, uint32_t target) 
     return err == EOPNOTSUPP ? 0 : err;
 }
 
-std::vector<std::byte> pattern_of(size_t length, unsigned seed) {
+std::vector<std::byte> pattern_of(size_t length, size_t seed) {
     std::vector<std::byte> bytes(length);
 
     for (size_t i = 0; i < length; i++)
@@ -935,6 +935,7 @@ TEST_F(AllocUnbind, WhileItIsBeingMmapped) {
         std::vector<Allocation> all;
 
         SCOPED_TRACE(std::format("round {}", round));
+        threads.reserve(3);
         for (const AllocWay& way : {alloc_ways[0], alloc_ways[4], alloc_ways[9], alloc_ways[10]}) {
             all.emplace_back();
             ASSERT_OK(allocate(s, all.back(), way, 16 * page));

@@ -55,7 +55,7 @@ int sgtable(const Raw& session, uint32_t id, std::vector<dmaprobe_sgtable_entry>
 /* Of the device to the CPU and back, where that has something to do. */
 int sync_all(const Raw& session, const Allocation& allocation, uint32_t target);
 
-std::vector<std::byte> pattern_of(size_t length, unsigned seed);
+std::vector<std::byte> pattern_of(size_t length, size_t seed);
 
 /* Take a capability from this thread, for good. */
 bool give_up_capability(unsigned capability);

@@ -114,7 +114,7 @@ TEST_P(PoolShapes, BlocksKeepTheirBounds) {
         EXPECT_EQ(segs[0].length, size);
         ASSERT_OK(copy_out(s, b.id, 0, got));
         EXPECT_TRUE(std::ranges::all_of(got, [](std::byte x) { return x == std::byte{}; }));
-        ASSERT_OK(copy_in(s, b.id, 0, pattern_of(size, static_cast<unsigned>(i))));
+        ASSERT_OK(copy_in(s, b.id, 0, pattern_of(size, i)));
     }
     // No two share a byte: by their addresses, and by what was written.
     std::vector<Block> sorted = blocks;
@@ -123,7 +123,7 @@ TEST_P(PoolShapes, BlocksKeepTheirBounds) {
         EXPECT_GE(sorted[i].dma_addr, sorted[i - 1].dma_addr + size);
     for (size_t i = 0; i < count; i++) {
         ASSERT_OK(copy_out(s, blocks[i].id, 0, got));
-        EXPECT_EQ(got, pattern_of(size, static_cast<unsigned>(i)));
+        EXPECT_EQ(got, pattern_of(size, i));
         if (iommu) {
             std::vector<Extent> extents;
 
@@ -143,7 +143,7 @@ TEST_P(PoolShapes, BlocksKeepTheirBounds) {
     }
     for (size_t i = 1; i < count; i += 2) {
         ASSERT_OK(copy_out(s, blocks[i].id, 0, got));
-        EXPECT_EQ(got, pattern_of(size, static_cast<unsigned>(i)));
+        EXPECT_EQ(got, pattern_of(size, i));
     }
     for (const Block& b : blocks)
         ASSERT_OK(give(s, b));
