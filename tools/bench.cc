@@ -47,6 +47,7 @@ struct Row {
     std::string_view op;      ///< what one round does
     std::string_view way;     ///< how it gets to the module
     unsigned depth = 0;       ///< calls at a time, for those ways that have one
+    // NOLINTNEXTLINE(readability-redundant-member-init): so that it need not be named
     std::string skipped = {}; ///< why it could not be measured
     double least = 0;         ///< ns per round
     double median = 0;        ///< ns per round
@@ -237,7 +238,7 @@ std::expected<Report, Failure> gather(const Args& args) {
     Report report;
     report.bdf = *bdf;
     // Whole runs and whole rings of any depth.
-    report.rounds = (args.rounds + run_length - 1) / run_length * run_length;
+    report.rounds = std::uint64_t{(args.rounds + run_length - 1) / run_length} * run_length;
 
     std::vector<std::pair<Row, Measure>> plan;
     constexpr std::string_view nop = "nop";

@@ -54,6 +54,7 @@ struct Verb {
     enum class Bdf { none, optional, required } bdf;
     bool force;
     int (*run)(const Args&);
+    // NOLINTNEXTLINE(readability-redundant-member-init): so that it need not be named
     std::span<const Topic> topics = {}; ///< then the verb itself does nothing
 };
 
