@@ -256,6 +256,7 @@ TEST_P(Library, Lists) {
     dp::Buffer& b = *scattered;
     const dp::Buffer other = contiguous(page);
     std::vector<dp::SgEntry> list;
+    list.reserve(10);
     for (size_t i = 0; i < 8; i++)
         list.push_back({b, Size(i * page), Size(page)});
     list.push_back({other, Size(), Size(512)});
@@ -643,6 +644,7 @@ TEST_P(Library, CallsOfManyThreads) {
     const dp::Buffer b = contiguous(page);
     std::atomic<unsigned> wrong = 0;
     std::vector<std::thread> threads;
+    threads.reserve(4);
     for (int i = 0; i < 4; i++)
         threads.emplace_back([&] {
             for (int j = 0; j < 100; j++) {

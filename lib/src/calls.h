@@ -33,7 +33,7 @@ struct CallList::State {
     std::uint64_t generation = 0; ///< counts clear()
 
     /// The structs. They must not move, so they are kept in chunks.
-    static constexpr std::size_t chunk_size = 64 * 1024;
+    static constexpr std::size_t chunk_size = 65536;
     std::vector<std::unique_ptr<std::byte[]>> chunks;
     std::size_t chunk = 0; ///< the one in use
     std::size_t used = 0;  ///< bytes of it
