@@ -40,12 +40,13 @@ $(BUILD)/lib/libdmaprobe.so.0: $(LIB_PIC_OBJS)
 	@mkdir -p $(@D)
 	$(Q)$(CXX) $(CXXFLAGS) $(filter-out -static,$(LDFLAGS)) -shared -Wl,-soname,libdmaprobe.so.0 -o $@ $^ $(LIB_LIBS)
 
-# Each public header must compile alone.
-$(BUILD)/lib/headers.ok: $(LIB_HEADERS) uapi/linux/dmaprobe.h
+# Each public header must compile alone, and so must the manual's example.
+$(BUILD)/lib/headers.ok: $(LIB_HEADERS) uapi/linux/dmaprobe.h Documentation/example.cc
 	$(call say,HEADERS,lib/include/dmaprobe)
 	@mkdir -p $(@D)
 	$(Q)for h in $(notdir $(LIB_HEADERS)); do \
 		echo "#include <dmaprobe/$$h>" | \
 			$(CXX) $(filter-out -MMD -MP,$(CPPFLAGS)) $(CXXFLAGS) -fsyntax-only -x c++ - || exit 1; \
 	done
+	$(Q)$(CXX) $(filter-out -MMD -MP,$(CPPFLAGS)) $(CXXFLAGS) -fsyntax-only Documentation/example.cc
 	$(Q)touch $@

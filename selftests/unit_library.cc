@@ -155,6 +155,7 @@ TEST_P(PlainFile, Closed) {
 
 TEST_P(PlainFile, CallsOfManyThreads) {
     std::vector<std::thread> threads;
+    threads.reserve(4);
     std::atomic<unsigned> wrong = 0;
     for (int i = 0; i < 4; i++)
         threads.emplace_back([&] {

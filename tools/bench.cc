@@ -7,6 +7,9 @@
 #include <cstdint>
 #include <format>
 #include <functional>
+#include <optional>
+#include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -36,6 +39,7 @@ namespace {
 
 constexpr unsigned depths[] = {1, 8, 32, 128};
 constexpr unsigned run_length = 128;
+constexpr std::uint64_t whole = run_length; // rounds fill runs, and rings of any depth
 constexpr unsigned most_rounds = 10'000'000;
 constexpr Size map_length(4096);
 
@@ -44,14 +48,13 @@ using Measure = std::function<Result<double>(std::uint64_t rounds)>;
 
 /// A way to make the calls, and what it cost per round.
 struct Row {
-    std::string_view op;      ///< what one round does
-    std::string_view way;     ///< how it gets to the module
-    unsigned depth = 0;       ///< calls at a time, for those ways that have one
-    // NOLINTNEXTLINE(readability-redundant-member-init): so that it need not be named
-    std::string skipped = {}; ///< why it could not be measured
-    double least = 0;         ///< ns per round
-    double median = 0;        ///< ns per round
-    double ratio = 0;         ///< median to that of the module's loop
+    std::string_view op;  ///< what one round does
+    std::string_view way; ///< how it gets to the module
+    unsigned depth = 0;   ///< calls at a time, for those ways that have one
+    std::optional<std::string> skipped = std::nullopt; ///< why it could not be measured
+    double least = 0;                                  ///< ns per round
+    double median = 0;                                 ///< ns per round
+    double ratio = 0;                                  ///< median to that of the module's loop
 };
 
 struct Report {
@@ -237,8 +240,7 @@ std::expected<Report, Failure> gather(const Args& args) {
 
     Report report;
     report.bdf = *bdf;
-    // Whole runs and whole rings of any depth.
-    report.rounds = std::uint64_t{(args.rounds + run_length - 1) / run_length} * run_length;
+    report.rounds = (args.rounds + whole - 1) / whole * whole;
 
     std::vector<std::pair<Row, Measure>> plan;
     constexpr std::string_view nop = "nop";
@@ -282,14 +284,14 @@ double rounded(double value, double digits) {
 Json to_json(const Report& report, const Args& args) {
     Json rows = Json::array();
     for (const Row& row : report.rows) {
-        const bool there = row.skipped.empty();
+        const bool there = !row.skipped;
         rows.push_back({{"op", row.op},
                         {"way", row.way},
                         {"depth", row.depth != 0 ? Json(row.depth) : Json()},
                         {"min", there ? Json(rounded(row.least, 10)) : Json()},
                         {"median", there ? Json(rounded(row.median, 10)) : Json()},
                         {"ratio", there ? Json(rounded(row.ratio, 1000)) : Json()},
-                        {"skipped", or_null(row.skipped)}});
+                        {"skipped", or_null(row.skipped.value_or(""))}});
     }
     return {{"bench", "dispatch"},        {"device", report.bdf.to_string()},
             {"kernel", kernel_release()}, {"virtual_machine", or_null(virtual_machine())},
@@ -324,11 +326,11 @@ void tell(const Report& report, const Args& args) {
                               op == "nop" ? "Nothing (DMAPROBE_NOP)" : "Map and unmap 4 KiB",
                               "minimum", "median", "to module"));
         }
-        if (row.skipped.empty())
+        if (!row.skipped)
             print(std::format("  {:<30}{:>12.1f}{:>12.1f}{:>12.2f}\n", describe(row), row.least,
                               row.median, row.ratio));
         else
-            print(std::format("  {:<30}skipped: {}\n", describe(row), row.skipped));
+            print(std::format("  {:<30}skipped: {}\n", describe(row), *row.skipped));
     }
 }
 

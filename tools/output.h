@@ -47,6 +47,9 @@ struct Topic {
     int (*run)(const Args&);
 };
 
+/// For most verbs.
+inline constexpr std::span<const Topic> no_topics;
+
 /// A verb of the tool: one line of the table in main.cc.
 struct Verb {
     std::string_view name;
@@ -54,8 +57,7 @@ struct Verb {
     enum class Bdf { none, optional, required } bdf;
     bool force;
     int (*run)(const Args&);
-    // NOLINTNEXTLINE(readability-redundant-member-init): so that it need not be named
-    std::span<const Topic> topics = {}; ///< then the verb itself does nothing
+    std::span<const Topic> topics = no_topics; ///< then the verb itself does nothing
 };
 
 int run_list(const Args& args);

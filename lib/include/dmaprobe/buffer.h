@@ -35,7 +35,7 @@ struct BufferOptions {
     std::optional<std::uint32_t> node = std::nullopt;
     /// Where in its page a kmalloc buffer starts: a multiple of 8 below the page size. 0 for the
     /// other kinds.
-    Size offset = Size(0);
+    Size offset{0};
 };
 
 /// Memory to map for DMA: zeroed kernel memory, mapped into the program (DMAPROBE_BUFFER_ALLOC), or
