@@ -390,7 +390,7 @@ SUITES = {
     "virtio": Suite(in_guest, ["--kernel", "vfio", "--iommu", "virtio"], GUEST, longer=True),
     "swiotlb": Suite(in_guest, ["--kernel", "stock", "--domain", "identity",
                                 "--append", "swiotlb=force"], GUEST, longer=True,
-                     only="*Sg*:Segment*:*Attributes*:*Mapping*:Bars*:Resource*"),
+                     only="*Sg*:Segment*:*Attributes*:*Mapping*:Bars*:Resource*-*Engine*"),
     "cost": Suite(costs, ["--kernel", "stock", "--memory", "1024"], GUEST, longer=True,
                   only="Cost.*:ManyMappings.*"),
 }
