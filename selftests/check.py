@@ -145,8 +145,8 @@ def in_guest(suite: "Suite") -> Report:
                       "echo; echo \"# check: exit $code\"; [ $code = 0 ] || all=$code")
     script.append("exit $all")
     with tempfile.TemporaryDirectory() as scratch:
-        code, out, err = call([*LAB, "run", *suite.options, "--deadline", "600", "--out", scratch,
-                               "--", "sh", "-c", "\n".join(script)], 1500)
+        code, out, err = call([*LAB, "run", *suite.options, "--deadline", "1500", "--out", scratch,
+                               "--", "sh", "-c", "\n".join(script)], 2400)
         report = parse_passes(out, code, suite.transports)
         if code:
             report.notes += err
@@ -163,9 +163,9 @@ def in_guest(suite: "Suite") -> Report:
 
 def costs(suite: "Suite") -> Report:
     """What calls cost in instructions, which is the same from run to run."""
-    code, out, err = call([*LAB, "run", "--icount", *suite.options, "--deadline", "600", "--",
+    code, out, err = call([*LAB, "run", "--icount", *suite.options, "--deadline", "1500", "--",
                            "env", "DMAPROBE_ICOUNT=1", "dmaprobe-selftest",
-                           f"--gtest_filter={suite.only}"], 1500)
+                           f"--gtest_filter={suite.only}"], 2400)
     report = parse_ktap(out, code, "cost")
     if code:
         report.notes += err
