@@ -102,8 +102,7 @@ TEST_F(Cost, NoOp) {
     tell("a no-op by run", by_run);
     tell("a no-op by ring, depth 32", by_ring);
     EXPECT_LE(by_ioctl - enotty, 300);
-    // 150 was aimed at and met; a tenth more, because kernels differ.
-    EXPECT_LE(by_run, 165);
+    EXPECT_LE(by_run, 150);
     EXPECT_LE(by_ring, by_ioctl);
 }
 
