@@ -346,6 +346,32 @@ static int check_alloc(const struct dmaprobe_buffer_alloc *cmd)
 		-EINVAL : 0;
 }
 
+/* Hand a buffer over whose pages are all there. On failure it is as it was. */
+static int buffer_publish(struct dmaprobe_ucmd *ucmd, struct dmaprobe_buffer *buf,
+			  __u32 *id, __u64 *mmap_offset)
+{
+	int ret;
+
+	ret = dmaprobe_memory_index(&buf->mem);
+	if (ret)
+		return ret;
+	ret = dmaprobe_object_reserve(ucmd->session, &buf->mem.obj,
+				      &dmaprobe_buffer_type);
+	if (ret)
+		return ret;
+
+	*id = buf->mem.obj.id;
+	if (mmap_offset)
+		*mmap_offset = buf->kmem ? 0 : dmaprobe_mmap_offset(&buf->mem.obj);
+	ret = dmaprobe_respond(ucmd);
+	if (ret) {
+		dmaprobe_object_unreserve(&buf->mem.obj);
+		return ret;
+	}
+	dmaprobe_object_publish(ucmd, &buf->mem.obj);
+	return 0;
+}
+
 int dmaprobe_op_buffer_alloc(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_buffer_alloc *cmd = ucmd->cmd;
@@ -393,23 +419,11 @@ int dmaprobe_op_buffer_alloc(struct dmaprobe_ucmd *ucmd)
 	}
 	if (ret)
 		goto err_clear;
-	ret = dmaprobe_memory_index(&buf->mem);
+	ret = buffer_publish(ucmd, buf, &cmd->id, &cmd->mmap_offset);
 	if (ret)
 		goto err_clear;
-	ret = dmaprobe_object_reserve(s, &buf->mem.obj, &dmaprobe_buffer_type);
-	if (ret)
-		goto err_clear;
-
-	cmd->id = buf->mem.obj.id;
-	cmd->mmap_offset = buf->kmem ? 0 : dmaprobe_mmap_offset(&buf->mem.obj);
-	ret = dmaprobe_respond(ucmd);
-	if (ret)
-		goto err_unreserve;
-	dmaprobe_object_publish(ucmd, &buf->mem.obj);
 	return 0;
 
-err_unreserve:
-	dmaprobe_object_unreserve(&buf->mem.obj);
 err_clear:
 	buffer_clear(s, buf);
 	kfree(buf);
@@ -442,22 +456,11 @@ int dmaprobe_op_buffer_pin(struct dmaprobe_ucmd *ucmd)
 	ret = pin(s, buf, cmd->addr & PAGE_MASK, nr);
 	if (ret)
 		goto err_clear;
-	ret = dmaprobe_memory_index(&buf->mem);
+	ret = buffer_publish(ucmd, buf, &cmd->id, NULL);
 	if (ret)
 		goto err_clear;
-	ret = dmaprobe_object_reserve(s, &buf->mem.obj, &dmaprobe_buffer_type);
-	if (ret)
-		goto err_clear;
-
-	cmd->id = buf->mem.obj.id;
-	ret = dmaprobe_respond(ucmd);
-	if (ret)
-		goto err_unreserve;
-	dmaprobe_object_publish(ucmd, &buf->mem.obj);
 	return 0;
 
-err_unreserve:
-	dmaprobe_object_unreserve(&buf->mem.obj);
 err_clear:
 	buffer_clear(s, buf);
 	kfree(buf);
