@@ -397,7 +397,7 @@ static void allocation_revoke(struct dmaprobe_object *obj)
 	struct dmaprobe_session *s = obj->session;
 
 	settle(a);
-	unmap_mapping_range(s->inode->i_mapping, dmaprobe_mmap_offset(obj),
+	unmap_mapping_range(s->inode->i_mapping, dmaprobe_mmap_offset(obj->id),
 			    PAGE_ALIGN(a->mem.length), true);
 	dmaprobe_export_revoke(a);
 	free_memory(a);
@@ -429,13 +429,12 @@ static void *kernel_address(struct dmaprobe_allocation *a)
 	return a->cpu;
 }
 
-static int allocation_copy(struct dmaprobe_object *obj,
-			   const struct dmaprobe_copy *cmd)
+static int allocation_copy(struct dmaprobe_object *obj, const struct dmaprobe_copy *cmd,
+			   const struct dmaprobe_copy_part *part)
 {
 	struct dmaprobe_allocation *a = to_allocation(obj);
 	bool remapped = a->kind == DMAPROBE_ALLOC_NONCONTIGUOUS;
 	void *cpu;
-	int ret;
 
 	if (!dmaprobe_copy_fits(cmd, a->mem.length))
 		return -EINVAL;
@@ -444,14 +443,15 @@ static int allocation_copy(struct dmaprobe_object *obj,
 	cpu = kernel_address(a);
 	if (!cpu)
 		return -ENOMEM;
+	cpu += part->offset;
 
 	/* Caches may know the memory by several addresses. */
 	if (remapped && cmd->dir == DMAPROBE_COPY_READ)
-		invalidate_kernel_vmap_range(cpu + cmd->offset, cmd->length);
-	ret = dmaprobe_copy_linear(cmd, cpu);
+		invalidate_kernel_vmap_range(cpu, part->length);
+	dmaprobe_copy_part(cmd, part, cpu);
 	if (remapped && cmd->dir == DMAPROBE_COPY_WRITE)
-		flush_kernel_vmap_range(cpu + cmd->offset, cmd->length);
-	return ret;
+		flush_kernel_vmap_range(cpu, part->length);
+	return 0;
 }
 
 static int allocation_sync(struct dmaprobe_object *obj,
@@ -502,12 +502,11 @@ void dmaprobe_allocation_sync(struct dmaprobe_allocation *a, u32 target,
 	}
 }
 
-static int allocation_segments(struct dmaprobe_object *obj,
-			       struct dmaprobe_segments *cmd)
+static int allocation_segments(struct dmaprobe_object *obj, struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_allocation *a = to_allocation(obj);
 
-	return dmaprobe_segments_one(cmd, a->addr, a->mem.length);
+	return dmaprobe_segments_one(ucmd, a->addr, a->mem.length);
 }
 
 static const struct dmaprobe_object_type allocation_type = {
@@ -589,15 +588,10 @@ int dmaprobe_op_alloc(struct dmaprobe_ucmd *ucmd)
 
 	cmd->id = a->mem.obj.id;
 	cmd->dma_addr = a->addr;
-	cmd->mmap_offset = dmaprobe_mmap_offset(&a->mem.obj);
-	ret = dmaprobe_respond(ucmd);
-	if (ret)
-		goto err_unreserve;
+	cmd->mmap_offset = dmaprobe_mmap_offset(cmd->id);
 	dmaprobe_object_publish(ucmd, &a->mem.obj);
 	return 0;
 
-err_unreserve:
-	dmaprobe_object_unreserve(&a->mem.obj);
 err_memory:
 	dmaprobe_memory_free(&a->mem);
 	free_memory(a);
@@ -618,7 +612,7 @@ int dmaprobe_op_alloc_free(struct dmaprobe_ucmd *ucmd)
 }
 
 struct tell {
-	struct dmaprobe_sgtable_entry __user *out;
+	struct dmaprobe_sgtable_entry *out;
 	u32 room;
 	u32 nr;
 	bool phys;
@@ -627,13 +621,11 @@ struct tell {
 static int tell_piece(void *data, struct scatterlist *sg, u64 length)
 {
 	struct tell *t = data;
-	struct dmaprobe_sgtable_entry entry = {
-		.length = length,
-		.phys = t->phys ? sg_phys(sg) : 0,
-	};
 
-	if (t->nr < t->room && copy_to_user(&t->out[t->nr], &entry, sizeof(entry)))
-		return -EFAULT;
+	if (t->nr < t->room) {
+		t->out[t->nr].length = length;
+		t->out[t->nr].phys = t->phys ? sg_phys(sg) : 0;
+	}
 	t->nr++;
 	return 0;
 }
@@ -641,11 +633,7 @@ static int tell_piece(void *data, struct scatterlist *sg, u64 length)
 int dmaprobe_op_sgtable(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_sgtable *cmd = ucmd->cmd;
-	struct tell t = {
-		.out = u64_to_user_ptr(cmd->entries),
-		.room = cmd->nr_entries,
-		.phys = cmd->flags & DMAPROBE_SGTABLE_PHYS,
-	};
+	struct tell t = { .phys = cmd->flags & DMAPROBE_SGTABLE_PHYS };
 	struct dmaprobe_allocation *a;
 	int ret;
 
@@ -654,8 +642,16 @@ int dmaprobe_op_sgtable(struct dmaprobe_ucmd *ucmd)
 	a = dmaprobe_allocation_get(ucmd, cmd->id);
 	if (IS_ERR(a))
 		return PTR_ERR(a);
-	ret = visit_pieces(a, &t, tell_piece);
+	/* No piece is smaller than a page. */
+	t.room = min(cmd->nr_entries, a->mem.nr_pages);
+	ret = dmaprobe_tell(ucmd, cmd->entries, t.room, sizeof(*t.out));
+	if (!ret) {
+		t.out = ucmd->array;
+		ret = visit_pieces(a, &t, tell_piece);
+	}
 	dmaprobe_object_put(&a->mem.obj);
+	/* Of what there is room for, but no piece, nothing is written. */
+	ucmd->array_size = min(t.nr, t.room) * sizeof(*t.out);
 	cmd->nr_entries = t.nr;
-	return ret ?: dmaprobe_respond(ucmd);
+	return ret;
 }

@@ -103,7 +103,7 @@ int dmaprobe_op_bench(struct dmaprobe_ucmd *ucmd)
 			return ret;
 		left -= count;
 		if (!left)
-			return dmaprobe_respond(ucmd);
+			return 0;
 		if (signal_pending(current))
 			return -EINTR;
 		cond_resched();

@@ -240,31 +240,22 @@ static int buffer_mmap(struct dmaprobe_object *obj, struct vm_area_struct *vma,
 	return vm_insert_pages(vma, vma->vm_start, mem->pages + first, &nr);
 }
 
-static int buffer_copy(struct dmaprobe_object *obj,
-		       const struct dmaprobe_copy *cmd)
+static int buffer_copy(struct dmaprobe_object *obj, const struct dmaprobe_copy *cmd,
+		       const struct dmaprobe_copy_part *part)
 {
 	struct dmaprobe_buffer *buf = obj_buffer(obj);
-	struct dmaprobe_copy part = *cmd;
-	int ret;
+	void *kernel;
 
 	if (buf->pinned)
 		return -EOPNOTSUPP;
 	if (!dmaprobe_copy_fits(cmd, buf->mem.length))
 		return -EINVAL;
 	if (buf->kmem)
-		return dmaprobe_copy_linear(cmd, buf->kmem + buf->mem.skew);
-
-	for (u64 done = 0; done < cmd->length; done += part.length) {
-		u64 at = cmd->offset + done;
-
-		part.addr = cmd->addr + done;
-		part.offset = offset_in_page(at);
-		part.length = min(cmd->length - done, PAGE_SIZE - part.offset);
-		ret = dmaprobe_copy_linear(&part,
-					   page_address(buf->mem.pages[at >> PAGE_SHIFT]));
-		if (ret)
-			return ret;
-	}
+		kernel = buf->kmem + buf->mem.skew + part->offset;
+	else
+		kernel = page_address(buf->mem.pages[part->offset >> PAGE_SHIFT]) +
+			 offset_in_page(part->offset);
+	dmaprobe_copy_part(cmd, part, kernel);
 	return 0;
 }
 
@@ -347,27 +338,21 @@ static int check_alloc(const struct dmaprobe_buffer_alloc *cmd)
 }
 
 /* Hand a buffer over whose pages are all there. On failure it is as it was. */
-static int buffer_publish(struct dmaprobe_ucmd *ucmd, struct dmaprobe_buffer *buf,
-			  __u32 *id, __u64 *mmap_offset)
+static int buffer_publish(struct dmaprobe_ucmd *ucmd, struct dmaprobe_buffer *buf)
 {
+	struct dmaprobe_session *s = ucmd->session;
 	int ret;
 
 	ret = dmaprobe_memory_index(&buf->mem);
 	if (ret)
 		return ret;
-	ret = dmaprobe_object_reserve(ucmd->session, &buf->mem.obj,
-				      &dmaprobe_buffer_type);
+
+	guard(rwsem_read)(&s->dd->unplug_lock);
+	if (!s->dd->pdev)
+		return -ENODEV;
+	ret = dmaprobe_object_reserve(s, &buf->mem.obj, &dmaprobe_buffer_type);
 	if (ret)
 		return ret;
-
-	*id = buf->mem.obj.id;
-	if (mmap_offset)
-		*mmap_offset = buf->kmem ? 0 : dmaprobe_mmap_offset(&buf->mem.obj);
-	ret = dmaprobe_respond(ucmd);
-	if (ret) {
-		dmaprobe_object_unreserve(&buf->mem.obj);
-		return ret;
-	}
 	dmaprobe_object_publish(ucmd, &buf->mem.obj);
 	return 0;
 }
@@ -380,6 +365,7 @@ int dmaprobe_op_buffer_alloc(struct dmaprobe_ucmd *ucmd)
 	struct dmaprobe_buffer *buf;
 	int node = NUMA_NO_NODE;
 	gfp_t gfp = BUFFER_GFP;
+	bool has_mmap;
 	int ret;
 
 	ret = check_alloc(cmd);
@@ -419,9 +405,13 @@ int dmaprobe_op_buffer_alloc(struct dmaprobe_ucmd *ucmd)
 	}
 	if (ret)
 		goto err_clear;
-	ret = buffer_publish(ucmd, buf, &cmd->id, &cmd->mmap_offset);
+	has_mmap = !buf->kmem;
+	ret = buffer_publish(ucmd, buf);
 	if (ret)
 		goto err_clear;
+	/* The buffer can be gone already. */
+	cmd->id = ucmd->made;
+	cmd->mmap_offset = has_mmap ? dmaprobe_mmap_offset(cmd->id) : 0;
 	return 0;
 
 err_clear:
@@ -456,9 +446,10 @@ int dmaprobe_op_buffer_pin(struct dmaprobe_ucmd *ucmd)
 	ret = pin(s, buf, cmd->addr & PAGE_MASK, nr);
 	if (ret)
 		goto err_clear;
-	ret = buffer_publish(ucmd, buf, &cmd->id, NULL);
+	ret = buffer_publish(ucmd, buf);
 	if (ret)
 		goto err_clear;
+	cmd->id = ucmd->made;
 	return 0;
 
 err_clear:

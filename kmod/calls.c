@@ -223,7 +223,7 @@ int dmaprobe_op_version(struct dmaprobe_ucmd *ucmd)
 
 	cmd->abi_version = DMAPROBE_ABI_VERSION;
 	cmd->nr_calls = ARRAY_SIZE(calls);
-	return dmaprobe_respond(ucmd);
+	return 0;
 }
 
 int dmaprobe_op_call(struct dmaprobe_ucmd *ucmd)
@@ -235,5 +235,5 @@ int dmaprobe_op_call(struct dmaprobe_ucmd *ucmd)
 	cmd->status = calls[cmd->index].status;
 	strscpy_pad(cmd->name, calls[cmd->index].name, sizeof(cmd->name));
 	strscpy_pad(cmd->detail, calls[cmd->index].detail, sizeof(cmd->detail));
-	return dmaprobe_respond(ucmd);
+	return 0;
 }

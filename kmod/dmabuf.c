@@ -265,25 +265,33 @@ void dmaprobe_export_revoke(struct dmaprobe_allocation *a)
 	dma_buf_put(dmabuf);
 }
 
+/* The dma-buf of the allocation that a call names, held. */
+static struct dma_buf *export(struct dmaprobe_ucmd *ucmd, u32 id)
+{
+	struct dmaprobe_allocation *a;
+	struct dma_buf *dmabuf;
+
+	guard(rwsem_read)(&ucmd->session->dd->unplug_lock);
+	if (!ucmd->session->dd->pdev)
+		return ERR_PTR(-ENODEV);
+	a = dmaprobe_allocation_get(ucmd, id);
+	if (IS_ERR(a))
+		return ERR_CAST(a);
+	dmabuf = a->mem.pages ? export_get_or_make(a) : ERR_PTR(-ENXIO);
+	dmaprobe_object_put(&a->mem.obj);
+	return dmabuf;
+}
+
+/* A descriptor, unlike an object, must be told before it is there. */
 int dmaprobe_op_export(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_export *cmd = ucmd->cmd;
-	struct dmaprobe_allocation *a;
 	struct dma_buf *dmabuf;
 	int fd, ret;
 
-	a = dmaprobe_allocation_get(ucmd, cmd->id);
-	if (IS_ERR(a))
-		return PTR_ERR(a);
-	if (!a->mem.pages) {
-		ret = -ENXIO;
-		goto out_put;
-	}
-	dmabuf = export_get_or_make(a);
-	if (IS_ERR(dmabuf)) {
-		ret = PTR_ERR(dmabuf);
-		goto out_put;
-	}
+	dmabuf = export(ucmd, cmd->id);
+	if (IS_ERR(dmabuf))
+		return PTR_ERR(dmabuf);
 	fd = get_unused_fd_flags(O_CLOEXEC);
 	if (fd < 0) {
 		ret = fd;
@@ -294,14 +302,12 @@ int dmaprobe_op_export(struct dmaprobe_ucmd *ucmd)
 	if (ret)
 		goto err_fd;
 	fd_install(fd, dmabuf->file);
-	goto out_put;
+	return 0;
 
 err_fd:
 	put_unused_fd(fd);
 err_dmabuf:
 	dma_buf_put(dmabuf);
-out_put:
-	dmaprobe_object_put(&a->mem.obj);
 	return ret;
 }
 
@@ -338,21 +344,24 @@ static void import_release(struct dmaprobe_object *obj)
 	kvfree(imp->segments);
 }
 
-static int import_segments(struct dmaprobe_object *obj,
-			   struct dmaprobe_segments *cmd)
+static int import_segments(struct dmaprobe_object *obj, struct dmaprobe_ucmd *ucmd)
 {
+	struct dmaprobe_segments *cmd = ucmd->cmd;
 	struct dmaprobe_import *imp =
 		container_of(obj, struct dmaprobe_import, obj);
-	u32 nr, room = cmd->nr_segments;
+	u32 nr, room;
+	int ret;
 
-	/* User memory cannot be written to under this lock. */
 	dma_resv_lock(imp->dmabuf->resv, NULL);
 	nr = imp->sgt ? imp->nr_segments : 0;
 	dma_resv_unlock(imp->dmabuf->resv);
 
+	room = min(cmd->nr_segments, nr);
 	cmd->nr_segments = nr;
-	return copy_to_user(u64_to_user_ptr(cmd->segments), imp->segments,
-			    sizeof(*imp->segments) * min(room, nr)) ? -EFAULT : 0;
+	ret = dmaprobe_tell(ucmd, cmd->segments, room, sizeof(*imp->segments));
+	if (!ret && room)
+		memcpy(ucmd->array, imp->segments, room * sizeof(*imp->segments));
+	return ret;
 }
 
 static const struct dmaprobe_object_type import_type = {
@@ -444,16 +453,9 @@ int dmaprobe_op_map_dmabuf(struct dmaprobe_ucmd *ucmd)
 	cmd->id = imp->obj.id;
 	cmd->nr_segments = imp->nr_segments;
 	cmd->length = imp->dmabuf->size;
-	ret = dmaprobe_respond(ucmd);
-	if (ret)
-		goto err_unmap;
 	dmaprobe_object_publish(ucmd, &imp->obj);
 	return 0;
 
-err_unmap:
-	dma_resv_lock(imp->dmabuf->resv, NULL);
-	import_unmap(imp);
-	dma_resv_unlock(imp->dmabuf->resv);
 err_unreserve:
 	kvfree(imp->segments);
 	dmaprobe_object_unreserve(&imp->obj);

@@ -216,14 +216,9 @@ int dmaprobe_op_iova_alloc(struct dmaprobe_ucmd *ucmd)
 
 	cmd->id = iova->obj.id;
 	cmd->addr = iova->state.addr;
-	ret = dmaprobe_respond(ucmd);
-	if (ret)
-		goto err_iova;
 	dmaprobe_object_publish(ucmd, &iova->obj);
 	return 0;
 
-err_iova:
-	dma_iova_free(dmaprobe_dma_dev(s), &iova->state);
 err_unreserve:
 	dmaprobe_object_unreserve(&iova->obj);
 err_free:
@@ -482,5 +477,5 @@ int dmaprobe_op_iova_state(struct dmaprobe_ucmd *ucmd)
 	cmd->linked = iova->linked;
 	cmd->nr_links = iova->nr_links;
 	cmd->bounced = !!(iova->state.__size & DMA_IOVA_USE_SWIOTLB);
-	return dmaprobe_respond(ucmd);
+	return 0;
 }

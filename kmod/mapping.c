@@ -98,13 +98,12 @@ static int mapping_sync(struct dmaprobe_object *obj,
 	return 0;
 }
 
-static int mapping_segments(struct dmaprobe_object *obj,
-			    struct dmaprobe_segments *cmd)
+static int mapping_segments(struct dmaprobe_object *obj, struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_mapping *m =
 		container_of(obj, struct dmaprobe_mapping, obj);
 
-	return dmaprobe_segments_one(cmd, m->addr, m->length);
+	return dmaprobe_segments_one(ucmd, m->addr, m->length);
 }
 
 static const struct dmaprobe_object_type mapping_type = {
@@ -224,14 +223,9 @@ static int map_publish(struct dmaprobe_ucmd *ucmd, struct dmaprobe_mapping *m,
 	*addr = m->addr;
 	if (need_sync)
 		*need_sync = dma_need_sync(dev, m->addr);
-	ret = dmaprobe_respond(ucmd);
-	if (ret)
-		goto err_unmap;
 	dmaprobe_object_publish(ucmd, &m->obj);
 	return 0;
 
-err_unmap:
-	unmap(dev, m);
 err_unreserve:
 	dmaprobe_object_unreserve(&m->obj);
 	return ret;
@@ -359,52 +353,49 @@ int dmaprobe_op_sync(struct dmaprobe_ucmd *ucmd)
 	return ret;
 }
 
-static int put_segment(const struct dmaprobe_segments *cmd, u32 index,
-		       dma_addr_t addr, size_t length)
-{
-	struct dmaprobe_segment __user *out = u64_to_user_ptr(cmd->segments);
-	struct dmaprobe_segment seg = { .dma_addr = addr, .length = length };
-
-	return copy_to_user(&out[index], &seg, sizeof(seg)) ? -EFAULT : 0;
-}
-
 /**
  * dmaprobe_segments_one - answer DMAPROBE_SEGMENTS for what is one segment
- * @cmd: the command
+ * @ucmd: the call
  * @addr: address of the segment
  * @length: its length
  *
- * Return: 0 or -EFAULT
+ * Return: 0 or -ENOMEM
  */
-int dmaprobe_segments_one(struct dmaprobe_segments *cmd, dma_addr_t addr,
-			  size_t length)
+int dmaprobe_segments_one(struct dmaprobe_ucmd *ucmd, dma_addr_t addr, size_t length)
 {
-	int ret = cmd->nr_segments ? put_segment(cmd, 0, addr, length) : 0;
+	struct scatterlist sg;
 
-	cmd->nr_segments = 1;
-	return ret;
+	sg_init_table(&sg, 1);
+	sg_dma_address(&sg) = addr;
+	sg_dma_len(&sg) = length;
+	return dmaprobe_segments_sg(ucmd, &sg, 1);
 }
 
 /**
  * dmaprobe_segments_sg - answer DMAPROBE_SEGMENTS for a mapped list
- * @cmd: the command
+ * @ucmd: the call
  * @sgl: the list
  * @nents: its DMA segments, which mapping it gave
  *
- * Return: 0 or -EFAULT
+ * Return: 0 or -ENOMEM
  */
-int dmaprobe_segments_sg(struct dmaprobe_segments *cmd,
-			 struct scatterlist *sgl, unsigned int nents)
+int dmaprobe_segments_sg(struct dmaprobe_ucmd *ucmd, struct scatterlist *sgl,
+			 unsigned int nents)
 {
-	struct scatterlist *sg;
+	struct dmaprobe_segments *cmd = ucmd->cmd;
 	u32 room = min(cmd->nr_segments, nents);
+	struct dmaprobe_segment *out;
+	struct scatterlist *sg;
 	int ret, i;
 
 	cmd->nr_segments = nents;
+	ret = dmaprobe_tell(ucmd, cmd->segments, room, sizeof(*out));
+	if (ret)
+		return ret;
+	out = ucmd->array;
 	for_each_sg(sgl, sg, room, i) {
-		ret = put_segment(cmd, i, sg_dma_address(sg), sg_dma_len(sg));
-		if (ret)
-			return ret;
+		out[i].dma_addr = sg_dma_address(sg);
+		out[i].length = sg_dma_len(sg);
 		cond_resched();
 	}
 	return 0;
@@ -420,7 +411,7 @@ int dmaprobe_op_segments(struct dmaprobe_ucmd *ucmd)
 	if (IS_ERR(obj))
 		return PTR_ERR(obj);
 	if (obj->type->segments)
-		ret = obj->type->segments(obj, cmd);
+		ret = obj->type->segments(obj, ucmd);
 	dmaprobe_object_put(obj);
-	return ret ?: dmaprobe_respond(ucmd);
+	return ret;
 }

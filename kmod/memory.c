@@ -222,13 +222,13 @@ struct dmaprobe_memory *dmaprobe_memory_get(const struct dmaprobe_ucmd *ucmd,
 
 /**
  * dmaprobe_mmap_offset - what to give to mmap() for an object
- * @obj: the object, with its id
+ * @id: its id
  *
  * Return: the offset of its first page
  */
-u64 dmaprobe_mmap_offset(const struct dmaprobe_object *obj)
+u64 dmaprobe_mmap_offset(u32 id)
 {
-	return (u64)obj->id << MMAP_ID_SHIFT;
+	return (u64)id << MMAP_ID_SHIFT;
 }
 
 int dmaprobe_mmap(struct file *file, struct vm_area_struct *vma)
@@ -257,40 +257,43 @@ int dmaprobe_mmap(struct file *file, struct vm_area_struct *vma)
 }
 
 /**
- * dmaprobe_copy_linear - copy between a program and memory with a kernel mapping
+ * dmaprobe_copy_part - move the bytes of a part of a copy
  * @cmd: the copy; its range was checked
- * @start: kernel address of the object's first byte
- *
- * Return: 0, -EFAULT, or -EINTR when the process is being killed
+ * @part: the part
+ * @kernel: kernel address of the part's first byte in the object
  */
-int dmaprobe_copy_linear(const struct dmaprobe_copy *cmd, void *start)
+void dmaprobe_copy_part(const struct dmaprobe_copy *cmd,
+			const struct dmaprobe_copy_part *part, void *kernel)
 {
-	void __user *user = u64_to_user_ptr(cmd->addr);
-	void *kernel = start + cmd->offset;
-	u64 done = 0;
+	if (cmd->dir == DMAPROBE_COPY_READ)
+		memcpy(part->data, kernel, part->length);
+	else
+		memcpy(kernel, part->data, part->length);
+}
 
-	while (done < cmd->length) {
-		size_t n = min(cmd->length - done,
-			       PAGE_SIZE - offset_in_page(kernel + done));
+static int copy_part(struct dmaprobe_ucmd *ucmd, const struct dmaprobe_copy_part *part)
+{
+	const struct dmaprobe_copy *cmd = ucmd->cmd;
+	struct dmaprobe_object *obj;
+	int ret = -ENOENT;
 
-		if (fatal_signal_pending(current))
-			return -EINTR;
-		if (cmd->dir == DMAPROBE_COPY_READ ?
-			    copy_to_user(user + done, kernel + done, n) :
-			    copy_from_user(kernel + done, user + done, n))
-			return -EFAULT;
-		done += n;
-		cond_resched();
-	}
-	return 0;
+	guard(rwsem_read)(&ucmd->session->dd->unplug_lock);
+	if (!ucmd->session->dd->pdev)
+		return -ENODEV;
+	obj = dmaprobe_object_get(ucmd, cmd->id, NULL);
+	if (IS_ERR(obj))
+		return PTR_ERR(obj);
+	if (obj->type->copy)
+		ret = obj->type->copy(obj, cmd, part);
+	dmaprobe_object_put(obj);
+	return ret;
 }
 
 int dmaprobe_op_copy(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_copy *cmd = ucmd->cmd;
-	struct dmaprobe_object *obj;
+	void __user *user = u64_to_user_ptr(cmd->addr);
 	u64 end;
-	int ret = -ENOENT;
 
 	if (cmd->dir > DMAPROBE_COPY_WRITE || !cmd->length ||
 	    check_add_overflow(cmd->offset, cmd->length, &end))
@@ -298,11 +301,33 @@ int dmaprobe_op_copy(struct dmaprobe_ucmd *ucmd)
 	if (!access_ok(u64_to_user_ptr(cmd->addr), cmd->length))
 		return -EFAULT;
 
-	obj = dmaprobe_object_get(ucmd, cmd->id, NULL);
-	if (IS_ERR(obj))
-		return PTR_ERR(obj);
-	if (obj->type->copy)
-		ret = obj->type->copy(obj, cmd);
-	dmaprobe_object_put(obj);
-	return ret;
+	void *data __free(kfree) =
+		kmalloc(min(cmd->length, PAGE_SIZE), GFP_KERNEL_ACCOUNT);
+	if (!data)
+		return -ENOMEM;
+
+	for (u64 at = cmd->offset; at < end;) {
+		struct dmaprobe_copy_part part = {
+			.offset = at,
+			.length = min(end - at, PAGE_SIZE - offset_in_page(at)),
+			.data = data,
+		};
+		int ret;
+
+		if (fatal_signal_pending(current))
+			return -EINTR;
+		cond_resched();
+		if (cmd->dir == DMAPROBE_COPY_WRITE &&
+		    copy_from_user(data, user, part.length))
+			return -EFAULT;
+		ret = copy_part(ucmd, &part);
+		if (ret)
+			return ret;
+		if (cmd->dir == DMAPROBE_COPY_READ &&
+		    copy_to_user(user, data, part.length))
+			return -EFAULT;
+		at += part.length;
+		user += part.length;
+	}
+	return 0;
 }

@@ -41,20 +41,48 @@ void dmaprobe_object_unreserve(struct dmaprobe_object *obj)
 /**
  * dmaprobe_object_publish - let lookups find an object
  * @ucmd: the call that made it
- * @obj: the object; its first reference is the xarray's from now on
+ * @obj: the object; its first reference is the xarray's from now on, and other
+ *	calls can free it at once
  */
 void dmaprobe_object_publish(struct dmaprobe_ucmd *ucmd,
 			     struct dmaprobe_object *obj)
 {
 	struct xarray *xa = &obj->session->objects;
 
+	ucmd->object = obj;
+	ucmd->made = obj->id;
 	/* Cannot fail: the reserved slot is there. */
 	xa_lock(xa);
 	__xa_store(xa, obj->id, obj, 0);
 	if (obj->type->has_pages)
 		__xa_set_mark(xa, obj->id, DMAPROBE_MARK_PAGES);
 	xa_unlock(xa);
-	ucmd->made = obj->id;
+}
+
+/**
+ * dmaprobe_object_undo - take back what a call made but could not tell of
+ * @ucmd: the call
+ *
+ * Nobody was told the id, but another thread can have guessed it.
+ */
+void dmaprobe_object_undo(struct dmaprobe_ucmd *ucmd)
+{
+	struct dmaprobe_session *s = ucmd->session;
+	struct dmaprobe_object *obj = ucmd->object;
+
+	guard(rwsem_read)(&s->dd->unplug_lock);
+	scoped_guard(spinlock, &s->objects.xa_lock) {
+		if (xa_load(&s->objects, ucmd->made) == obj)
+			__xa_erase(&s->objects, ucmd->made);
+		else
+			obj = NULL;
+	}
+	ucmd->made = 0;
+	if (!obj)
+		return;
+	if (obj->type->revoke)
+		obj->type->revoke(obj);
+	dmaprobe_object_put(obj);
 }
 
 /* The id that is meant: in a run it can be that of what an earlier call made. */
@@ -177,5 +205,5 @@ int dmaprobe_op_stats(struct dmaprobe_ucmd *ucmd)
 		}
 	}
 	rcu_read_unlock();
-	return dmaprobe_respond(ucmd);
+	return 0;
 }

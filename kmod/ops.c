@@ -63,6 +63,7 @@ struct dmaprobe_op {
 	bool exclusive;		/* runs alone on its device */
 	bool unlocked;		/* sees to unplug_lock and ENODEV itself */
 	bool sleeps;		/* may take long: not for a ring's submitter */
+	bool answers;		/* its struct is written back */
 	int (*execute)(struct dmaprobe_ucmd *ucmd);
 };
 
@@ -81,11 +82,11 @@ struct dmaprobe_op {
 	}
 
 static const struct dmaprobe_op dmaprobe_ops[] = {
-	OP(DMAPROBE_VERSION, dmaprobe_op_version, dmaprobe_version, nr_calls),
-	OP(DMAPROBE_CALL, dmaprobe_op_call, dmaprobe_call, detail),
+	OP(DMAPROBE_VERSION, dmaprobe_op_version, dmaprobe_version, nr_calls, .answers = true),
+	OP(DMAPROBE_CALL, dmaprobe_op_call, dmaprobe_call, detail, .answers = true),
 	OP(DMAPROBE_LIMITS, dmaprobe_op_limits, dmaprobe_limits,
-	   min_align_mask),
-	OP(DMAPROBE_DOMAIN, dmaprobe_op_domain, dmaprobe_domain, driver),
+	   min_align_mask, .answers = true),
+	OP(DMAPROBE_DOMAIN, dmaprobe_op_domain, dmaprobe_domain, driver, .answers = true),
 	OP(DMAPROBE_SET_MASK, dmaprobe_op_set_mask, dmaprobe_set_mask, mask,
 	   .flags = DMAPROBE_SET_MASK_STREAMING | DMAPROBE_SET_MASK_COHERENT,
 	   .exclusive = true, .sleeps = true),
@@ -93,14 +94,14 @@ static const struct dmaprobe_op dmaprobe_ops[] = {
 	   .sleeps = true),
 	OP(DMAPROBE_BUFFER_ALLOC, dmaprobe_op_buffer_alloc,
 	   dmaprobe_buffer_alloc, mmap_offset,
-	   .flags = DMAPROBE_BUFFER_NODE, .sleeps = true),
+	   .flags = DMAPROBE_BUFFER_NODE, .sleeps = true, .unlocked = true, .answers = true),
 	OP(DMAPROBE_BUFFER_FREE, dmaprobe_op_buffer_free, dmaprobe_buffer_free,
 	   __reserved, .sleeps = true),
-	OP(DMAPROBE_MAP, dmaprobe_op_map, dmaprobe_map, __reserved),
+	OP(DMAPROBE_MAP, dmaprobe_op_map, dmaprobe_map, __reserved, .answers = true),
 	OP(DMAPROBE_UNMAP, dmaprobe_op_unmap, dmaprobe_unmap, __reserved),
 	OP(DMAPROBE_SYNC, dmaprobe_op_sync, dmaprobe_sync, length),
 	OP(DMAPROBE_IOVA_ALLOC, dmaprobe_op_iova_alloc, dmaprobe_iova_alloc,
-	   addr),
+	   addr, .answers = true),
 	OP(DMAPROBE_IOVA_FREE, dmaprobe_op_iova_free, dmaprobe_iova_free,
 	   __reserved),
 	OP(DMAPROBE_IOVA_LINK, dmaprobe_op_iova_link, dmaprobe_iova_link,
@@ -112,14 +113,17 @@ static const struct dmaprobe_op dmaprobe_ops[] = {
 	OP(DMAPROBE_IOVA_DESTROY, dmaprobe_op_iova_destroy,
 	   dmaprobe_iova_destroy, attrs),
 	OP(DMAPROBE_IOVA_STATE, dmaprobe_op_iova_state, dmaprobe_iova_state,
-	   bounced),
+	   bounced, .answers = true),
 	OP(DMAPROBE_TRANSLATE, dmaprobe_op_translate, dmaprobe_translate,
-	   translated, .flags = DMAPROBE_TRANSLATE_PHYS, .sleeps = true),
+	   translated, .flags = DMAPROBE_TRANSLATE_PHYS, .sleeps = true,
+	   .unlocked = true, .answers = true),
 	OP(DMAPROBE_NOP, dmaprobe_op_nop, dmaprobe_nop, flags),
-	OP(DMAPROBE_STATS, dmaprobe_op_stats, dmaprobe_stats, pinned, .sleeps = true),
+	OP(DMAPROBE_STATS, dmaprobe_op_stats, dmaprobe_stats, pinned, .sleeps = true,
+	   .answers = true),
 	OP(DMAPROBE_RUN, dmaprobe_op_run, dmaprobe_run, ops,
-	   .flags = DMAPROBE_RUN_CONTINUE, .sleeps = true, .unlocked = true),
-	OP(DMAPROBE_BENCH, dmaprobe_op_bench, dmaprobe_bench, ns, .sleeps = true, .unlocked = true),
+	   .flags = DMAPROBE_RUN_CONTINUE, .sleeps = true, .unlocked = true, .answers = true),
+	OP(DMAPROBE_BENCH, dmaprobe_op_bench, dmaprobe_bench, ns, .sleeps = true,
+	   .unlocked = true, .answers = true),
 	OP(DMAPROBE_SET_SEGMENTS, dmaprobe_op_set_segments,
 	   dmaprobe_set_segments, segment_boundary_mask,
 	   .flags = DMAPROBE_SET_SEGMENTS_MAX_SIZE |
@@ -127,29 +131,31 @@ static const struct dmaprobe_op dmaprobe_ops[] = {
 		    DMAPROBE_SET_SEGMENTS_MIN_ALIGN,
 	   .exclusive = true, .sleeps = true),
 	OP(DMAPROBE_BUFFER_PIN, dmaprobe_op_buffer_pin, dmaprobe_buffer_pin,
-	   __reserved, .flags = DMAPROBE_BUFFER_PIN_READ_ONLY, .sleeps = true),
-	OP(DMAPROBE_COPY, dmaprobe_op_copy, dmaprobe_copy, addr, .sleeps = true),
+	   __reserved, .flags = DMAPROBE_BUFFER_PIN_READ_ONLY, .sleeps = true,
+	   .unlocked = true, .answers = true),
+	OP(DMAPROBE_COPY, dmaprobe_op_copy, dmaprobe_copy, addr, .sleeps = true, .unlocked = true),
 	OP(DMAPROBE_MAP_SG, dmaprobe_op_map_sg, dmaprobe_map_sg, need_sync,
-	   .sleeps = true),
+	   .sleeps = true, .unlocked = true, .answers = true),
 	OP(DMAPROBE_MAP_RESOURCE, dmaprobe_op_map_resource,
-	   dmaprobe_map_resource, dma_addr),
+	   dmaprobe_map_resource, dma_addr, .answers = true),
 	OP(DMAPROBE_MAP_DMABUF, dmaprobe_op_map_dmabuf, dmaprobe_map_dmabuf,
-	   length, .sleeps = true),
+	   length, .sleeps = true, .answers = true),
 	OP(DMAPROBE_SEGMENTS, dmaprobe_op_segments, dmaprobe_segments, segments,
-	   .sleeps = true),
+	   .sleeps = true, .answers = true),
 	OP(DMAPROBE_ALLOC, dmaprobe_op_alloc, dmaprobe_alloc, mmap_offset,
-	   .sleeps = true),
+	   .sleeps = true, .answers = true),
 	OP(DMAPROBE_ALLOC_FREE, dmaprobe_op_alloc_free, dmaprobe_alloc_free,
 	   __reserved, .sleeps = true),
 	OP(DMAPROBE_SGTABLE, dmaprobe_op_sgtable, dmaprobe_sgtable, entries,
-	   .flags = DMAPROBE_SGTABLE_PHYS, .sleeps = true),
-	OP(DMAPROBE_EXPORT, dmaprobe_op_export, dmaprobe_export, fd, .sleeps = true),
+	   .flags = DMAPROBE_SGTABLE_PHYS, .sleeps = true, .answers = true),
+	OP(DMAPROBE_EXPORT, dmaprobe_op_export, dmaprobe_export, fd, .sleeps = true,
+	   .unlocked = true),
 	OP(DMAPROBE_POOL_CREATE, dmaprobe_op_pool_create, dmaprobe_pool_create,
-	   __reserved, .sleeps = true),
+	   __reserved, .sleeps = true, .answers = true),
 	OP(DMAPROBE_POOL_DESTROY, dmaprobe_op_pool_destroy,
 	   dmaprobe_pool_destroy, __reserved, .sleeps = true),
 	OP(DMAPROBE_POOL_ALLOC, dmaprobe_op_pool_alloc, dmaprobe_pool_alloc,
-	   dma_addr, .sleeps = true),
+	   dma_addr, .sleeps = true, .answers = true),
 	OP(DMAPROBE_POOL_FREE, dmaprobe_op_pool_free, dmaprobe_pool_free,
 	   __reserved),
 };
@@ -158,8 +164,7 @@ static const struct dmaprobe_op dmaprobe_ops[] = {
  * dmaprobe_respond - write an op's struct back
  * @ucmd: the call
  *
- * Ops that create something respond before they publish it, so that a fault
- * leaves nothing behind.
+ * This can fault; so it is done for the ops, when they have let go of all locks.
  *
  * Return: 0 or -EFAULT
  */
@@ -167,6 +172,37 @@ int dmaprobe_respond(const struct dmaprobe_ucmd *ucmd)
 {
 	return copy_struct_to_user(ucmd->ubuffer, ucmd->user_size, ucmd->cmd,
 				   ucmd->size, NULL);
+}
+
+/**
+ * dmaprobe_tell - make room for an array that is told beside the struct
+ * @ucmd: the call
+ * @to: where the caller wants it
+ * @nr: elements
+ * @size: bytes of one, a multiple of what its members need
+ *
+ * The op fills ucmd->array. It is copied, and freed, with the struct.
+ *
+ * Return: 0 or -ENOMEM
+ */
+int dmaprobe_tell(struct dmaprobe_ucmd *ucmd, u64 to, size_t nr, size_t size)
+{
+	if (!nr)
+		return 0;
+	ucmd->array = kvcalloc(nr, size, GFP_KERNEL_ACCOUNT);
+	if (!ucmd->array)
+		return -ENOMEM;
+	ucmd->array_to = u64_to_user_ptr(to);
+	ucmd->array_size = nr * size;
+	return 0;
+}
+
+static int tell(const struct dmaprobe_ucmd *ucmd)
+{
+	if (ucmd->array_size &&
+	    copy_to_user(ucmd->array_to, ucmd->array, ucmd->array_size))
+		return -EFAULT;
+	return dmaprobe_respond(ucmd);
 }
 
 /*
@@ -230,12 +266,13 @@ static __always_inline int fetch(const struct dmaprobe_op *op, struct dmaprobe_u
 
 /*
  * Let go of unplug_lock between two calls of a run; a run keeps it from one short
- * call to the next.
+ * call to the next, and reads and answers these without a fault if it can.
  */
 static void run_unlock(struct dmaprobe_ucmd *ucmd)
 {
 	if (ucmd->run && ucmd->run->locked) {
 		ucmd->run->locked = false;
+		pagefault_enable();
 		up_read(&ucmd->session->dd->unplug_lock);
 	}
 }
@@ -245,8 +282,10 @@ static bool lock(struct dmaprobe_ucmd *ucmd)
 	struct rw_semaphore *sem = &ucmd->session->dd->unplug_lock;
 
 	if (ucmd->run) {
-		if (!ucmd->run->locked)
+		if (!ucmd->run->locked) {
 			down_read(sem);
+			pagefault_disable();
+		}
 		ucmd->run->locked = true;
 		return true;
 	}
@@ -277,6 +316,35 @@ static noinline int execute_alone(const struct dmaprobe_op *op, struct dmaprobe_
 	return execute(op, ucmd);
 }
 
+/* What failed may have failed for a fault that must not be taken under the lock. */
+static noinline int fetch_again(const struct dmaprobe_op *op, struct dmaprobe_ucmd *ucmd,
+				int ret)
+{
+	if (ret != -EFAULT || !ucmd->run || !ucmd->run->locked)
+		return ret;
+	run_unlock(ucmd);
+	return fetch(op, ucmd);
+}
+
+static __always_inline int answer(struct dmaprobe_ucmd *ucmd, int ret)
+{
+	if (!ret) {
+		ret = tell(ucmd);
+		if (unlikely(ret) && ucmd->run && ucmd->run->locked) {
+			run_unlock(ucmd);
+			ret = tell(ucmd);
+		}
+		if (unlikely(ret) && ucmd->made)
+			dmaprobe_object_undo(ucmd);
+	}
+	if (unlikely(ucmd->array)) {
+		kvfree(ucmd->array);
+		ucmd->array = NULL;
+		ucmd->array_size = 0;
+	}
+	return ret;
+}
+
 /*
  * The one way from a front to a handler. The front has filled in where the call
  * comes from. The answer is the op's; or -EAGAIN, for which no op has a reason of
@@ -301,18 +369,22 @@ static __always_inline int dispatch(struct dmaprobe_ucmd *ucmd, unsigned int cmd
 
 	ucmd->cmd = &buf;
 	ret = fetch(op, ucmd);
-	if (ret)
-		return ret;
+	if (unlikely(ret)) {
+		ret = fetch_again(op, ucmd, ret);
+		if (ret)
+			return ret;
+	}
 
 	if (op->unlocked || op->exclusive) {
 		run_unlock(ucmd);
-		return op->unlocked ? op->execute(ucmd) : execute_alone(op, ucmd);
+		ret = op->unlocked ? op->execute(ucmd) : execute_alone(op, ucmd);
+	} else {
+		if (!lock(ucmd))
+			return -EAGAIN;
+		ret = execute(op, ucmd);
+		unlock(op, ucmd);
 	}
-	if (!lock(ucmd))
-		return -EAGAIN;
-	ret = execute(op, ucmd);
-	unlock(op, ucmd);
-	return ret;
+	return op->answers ? answer(ucmd, ret) : ret;
 }
 
 long dmaprobe_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
@@ -459,7 +531,7 @@ static int run(struct dmaprobe_ucmd *ucmd, u32 *ids)
 		cond_resched();
 	}
 	cmd->done = state.nr;
-	return dmaprobe_respond(ucmd);
+	return 0;
 }
 
 int dmaprobe_op_run(struct dmaprobe_ucmd *ucmd)

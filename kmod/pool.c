@@ -67,22 +67,22 @@ static void block_release(struct dmaprobe_object *obj)
 	dmaprobe_object_put(&p->obj);
 }
 
-static int block_copy(struct dmaprobe_object *obj,
-		      const struct dmaprobe_copy *cmd)
+static int block_copy(struct dmaprobe_object *obj, const struct dmaprobe_copy *cmd,
+		      const struct dmaprobe_copy_part *part)
 {
 	struct dmaprobe_block *b = container_of(obj, struct dmaprobe_block, obj);
 
 	if (!dmaprobe_copy_fits(cmd, b->pool->block_size))
 		return -EINVAL;
-	return dmaprobe_copy_linear(cmd, b->cpu);
+	dmaprobe_copy_part(cmd, part, b->cpu + part->offset);
+	return 0;
 }
 
-static int block_segments(struct dmaprobe_object *obj,
-			  struct dmaprobe_segments *cmd)
+static int block_segments(struct dmaprobe_object *obj, struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_block *b = container_of(obj, struct dmaprobe_block, obj);
 
-	return dmaprobe_segments_one(cmd, b->addr, b->pool->block_size);
+	return dmaprobe_segments_one(ucmd, b->addr, b->pool->block_size);
 }
 
 static const struct dmaprobe_object_type block_type = {
@@ -141,14 +141,9 @@ int dmaprobe_op_pool_create(struct dmaprobe_ucmd *ucmd)
 	}
 
 	cmd->id = p->obj.id;
-	ret = dmaprobe_respond(ucmd);
-	if (ret)
-		goto err_destroy;
 	dmaprobe_object_publish(ucmd, &p->obj);
 	return 0;
 
-err_destroy:
-	dma_pool_destroy(p->pool);
 err_unreserve:
 	dmaprobe_object_unreserve(&p->obj);
 err_free:
@@ -219,17 +214,9 @@ int dmaprobe_op_pool_alloc(struct dmaprobe_ucmd *ucmd)
 
 	cmd->id = b->obj.id;
 	cmd->dma_addr = b->addr;
-	ret = dmaprobe_respond(ucmd);
-	if (ret)
-		goto err_block;
 	dmaprobe_object_publish(ucmd, &b->obj);
 	return 0;
 
-err_block:
-	dmaprobe_object_unreserve(&b->obj);
-	block_release(&b->obj);
-	kfree(b);
-	return ret;
 err_unreserve:
 	dmaprobe_object_unreserve(&b->obj);
 err_free:

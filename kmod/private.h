@@ -13,13 +13,16 @@
  *	  dmaprobe_iova::lock		one IOVA space
  *	    xa_lock of dmaprobe_session::objects
  *	  dmaprobe_pool::lock		how much of a pool is in use
- *	  mmap_lock			copies to and from user space; revoking
+ *	  mmap_lock			revoking
  *	    dma_buf::resv		one dma-buf: who maps it, revoking it
  *	      dmaprobe_allocation::lock	who mmaps or exports an allocation
  *
  * mmap() and what becomes of it run under mmap_lock, so they must not take
  * unplug_lock. What other devices' users do to a dma-buf runs under the lock of its
  * reservation object; that neither copies from user space nor takes unplug_lock.
+ *
+ * No fault of the caller's memory is waited for under any of these: who serves the
+ * fault may be the caller, and take as long as he likes, while unplug waits.
  */
 #ifndef DMAPROBE_PRIVATE_H
 #define DMAPROBE_PRIVATE_H
@@ -38,6 +41,7 @@
 #include <linux/dmaprobe.h>
 
 struct dma_buf;
+struct dmaprobe_copy_part;
 struct dmaprobe_object;
 struct dmaprobe_session;
 struct scatterlist;
@@ -97,15 +101,21 @@ struct dmaprobe_ucmd {
 	u32 size;
 	void *cmd;
 	struct dmaprobe_run_state *run;	/* the run it is in, or NULL */
-	u32 made;		/* id of the object that it made, or 0 */
-	bool nonblock;		/* answer EAGAIN rather than sleep */
+	struct dmaprobe_object *object;	/* that it made, */
+	u32 made;			/* and its id; 0 without one */
+	bool nonblock;			/* answer EAGAIN rather than sleep */
+
+	/* What is told beside the struct: see dmaprobe_tell(). */
+	size_t array_size;
+	void *array;
+	void __user *array_to;
 };
 
 /* What the calls of a run share. */
 struct dmaprobe_run_state {
 	u32 nr;			/* calls made */
 	u32 *ids;		/* that they have made, for DMAPROBE_RUN_ID() */
-	bool locked;		/* it holds unplug_lock for reading */
+	bool locked;		/* it holds unplug_lock for reading, and takes no faults */
 };
 
 /*
@@ -133,15 +143,16 @@ struct dmaprobe_object_type {
 	 * type has no use for it. The object is held by the caller.
 	 *
 	 * mmap() runs without unplug_lock, so the device can go away meanwhile.
-	 * copy() checks the range with dmaprobe_copy_fits(); that it is not empty
-	 * and does not overflow is known.
+	 * copy() is called for one part of a copy after the other, none of which
+	 * crosses a page's end in the object; it checks the whole with
+	 * dmaprobe_copy_fits(), and moves the part with dmaprobe_copy_part().
 	 */
 	int (*mmap)(struct dmaprobe_object *obj, struct vm_area_struct *vma,
 		    unsigned long first_page);
-	int (*copy)(struct dmaprobe_object *obj, const struct dmaprobe_copy *cmd);
+	int (*copy)(struct dmaprobe_object *obj, const struct dmaprobe_copy *cmd,
+		    const struct dmaprobe_copy_part *part);
 	int (*sync)(struct dmaprobe_object *obj, const struct dmaprobe_sync *cmd);
-	int (*segments)(struct dmaprobe_object *obj,
-			struct dmaprobe_segments *cmd);
+	int (*segments)(struct dmaprobe_object *obj, struct dmaprobe_ucmd *ucmd);
 };
 
 struct dmaprobe_object {
@@ -177,6 +188,7 @@ static inline void dmaprobe_object_hold(struct dmaprobe_object *obj)
 
 int dmaprobe_object_destroy(const struct dmaprobe_ucmd *ucmd, u32 id,
 			    const struct dmaprobe_object_type *type);
+void dmaprobe_object_undo(struct dmaprobe_ucmd *ucmd);
 void dmaprobe_objects_teardown(struct dmaprobe_session *s, bool memory);
 
 /* attrs.c */
@@ -217,9 +229,18 @@ bool dmaprobe_memory_find(const struct dmaprobe_memory *mem, phys_addr_t phys,
 			  u64 expected, u64 *offset, u64 *length);
 struct dmaprobe_memory *dmaprobe_memory_get(const struct dmaprobe_ucmd *ucmd,
 					    u32 id);
-u64 dmaprobe_mmap_offset(const struct dmaprobe_object *obj);
+u64 dmaprobe_mmap_offset(u32 id);
 int dmaprobe_mmap(struct file *file, struct vm_area_struct *vma);
-int dmaprobe_copy_linear(const struct dmaprobe_copy *cmd, void *start);
+
+/* A part of a copy: @length bytes at @offset of the object, and at @data. */
+struct dmaprobe_copy_part {
+	u64 offset;
+	size_t length;
+	void *data;
+};
+
+void dmaprobe_copy_part(const struct dmaprobe_copy *cmd,
+			const struct dmaprobe_copy_part *part, void *kernel);
 
 /* Whether the range of a copy is inside an object of @length bytes. */
 static inline bool dmaprobe_copy_fits(const struct dmaprobe_copy *cmd, u64 length)
@@ -289,13 +310,13 @@ int dmaprobe_check_reach(const struct dmaprobe_device *dd, phys_addr_t phys,
 			 size_t length, unsigned long attrs);
 int dmaprobe_bar_range(const struct dmaprobe_device *dd, u32 bar, u64 offset,
 		       u64 length, phys_addr_t *phys);
-int dmaprobe_segments_sg(struct dmaprobe_segments *cmd,
-			 struct scatterlist *sgl, unsigned int nents);
-int dmaprobe_segments_one(struct dmaprobe_segments *cmd, dma_addr_t addr,
-			  size_t length);
+int dmaprobe_segments_sg(struct dmaprobe_ucmd *ucmd, struct scatterlist *sgl,
+			 unsigned int nents);
+int dmaprobe_segments_one(struct dmaprobe_ucmd *ucmd, dma_addr_t addr, size_t length);
 
 /* ops.c */
 int dmaprobe_respond(const struct dmaprobe_ucmd *ucmd);
+int dmaprobe_tell(struct dmaprobe_ucmd *ucmd, u64 to, size_t nr, size_t size);
 long dmaprobe_ioctl(struct file *file, unsigned int cmd, unsigned long arg);
 int dmaprobe_uring_cmd(struct io_uring_cmd *ioucmd, unsigned int issue_flags);
 

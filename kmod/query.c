@@ -39,7 +39,7 @@ int dmaprobe_op_limits(struct dmaprobe_ucmd *ucmd)
 	cmd->min_align_mask = dma_get_min_align_mask(dev);
 	cmd->cache_alignment = dma_get_cache_alignment();
 	cmd->__reserved = 0;
-	return dmaprobe_respond(ucmd);
+	return 0;
 }
 
 static u32 domain_type(const struct iommu_domain *domain)
@@ -72,27 +72,25 @@ static u32 resv_type(enum iommu_resv_type type)
 	}
 }
 
-static int copy_regions(struct device *dev, struct dmaprobe_domain *cmd)
+static int tell_regions(struct dmaprobe_ucmd *ucmd, struct device *dev)
 {
-	struct dmaprobe_resv_region __user *out = u64_to_user_ptr(cmd->regions);
+	struct dmaprobe_domain *cmd = ucmd->cmd;
+	struct dmaprobe_resv_region *out;
 	struct iommu_resv_region *region;
-	u32 room = cmd->nr_regions;
 	LIST_HEAD(regions);
-	int ret = 0;
+	u32 room;
+	int ret;
 
-	cmd->nr_regions = 0;
 	iommu_get_resv_regions(dev, &regions);
+	room = min(cmd->nr_regions, list_count_nodes(&regions));
+	ret = dmaprobe_tell(ucmd, cmd->regions, room, sizeof(*out));
+	out = ucmd->array;
+	cmd->nr_regions = 0;
 	list_for_each_entry(region, &regions, list) {
-		struct dmaprobe_resv_region r = {
-			.start = region->start,
-			.length = region->length,
-			.type = resv_type(region->type),
-		};
-
-		if (cmd->nr_regions < room &&
-		    copy_to_user(&out[cmd->nr_regions], &r, sizeof(r))) {
-			ret = -EFAULT;
-			break;
+		if (!ret && cmd->nr_regions < room) {
+			out[cmd->nr_regions].start = region->start;
+			out[cmd->nr_regions].length = region->length;
+			out[cmd->nr_regions].type = resv_type(region->type);
 		}
 		cmd->nr_regions++;
 	}
@@ -121,7 +119,6 @@ int dmaprobe_op_domain(struct dmaprobe_ucmd *ucmd)
 	const struct iommu_domain *domain = ucmd->session->dd->domain;
 	struct device *dev = dmaprobe_dma_dev(ucmd->session);
 	const struct device *iommu;
-	int ret;
 
 	cmd->type = DMAPROBE_DOMAIN_NONE;
 	cmd->pgsize_bitmap = 0;
@@ -131,7 +128,7 @@ int dmaprobe_op_domain(struct dmaprobe_ucmd *ucmd)
 	memset(cmd->driver, 0, sizeof(cmd->driver));
 	if (!domain) {
 		cmd->nr_regions = 0;
-		return dmaprobe_respond(ucmd);
+		return 0;
 	}
 
 	cmd->type = domain_type(domain);
@@ -143,8 +140,7 @@ int dmaprobe_op_domain(struct dmaprobe_ucmd *ucmd)
 		strscpy(cmd->iommu, dev_name(iommu), sizeof(cmd->iommu));
 		strscpy(cmd->driver, iommu_driver(iommu), sizeof(cmd->driver));
 	}
-	ret = copy_regions(dev, cmd);
-	return ret ?: dmaprobe_respond(ucmd);
+	return tell_regions(ucmd, dev);
 }
 
 /*

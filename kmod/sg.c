@@ -97,13 +97,12 @@ static int list_sync(struct dmaprobe_object *obj,
 	return 0;
 }
 
-static int list_segments(struct dmaprobe_object *obj,
-			 struct dmaprobe_segments *cmd)
+static int list_segments(struct dmaprobe_object *obj, struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_list *list =
 		container_of(obj, struct dmaprobe_list, obj);
 
-	return dmaprobe_segments_sg(cmd, list->sgt.sgl, list->sgt.nents);
+	return dmaprobe_segments_sg(ucmd, list->sgt.sgl, list->sgt.nents);
 }
 
 static const struct dmaprobe_object_type list_type = {
@@ -156,43 +155,40 @@ static int check_entry(const struct dmaprobe_device *dd, phys_addr_t phys,
 
 static int list_fill(const struct dmaprobe_ucmd *ucmd,
 		     struct dmaprobe_list *list,
-		     const struct dmaprobe_map_sg *cmd)
+		     const struct dmaprobe_sg_entry *entry)
 {
-	const struct dmaprobe_sg_entry __user *in = u64_to_user_ptr(cmd->entries);
 	const struct dmaprobe_device *dd = ucmd->session->dd;
 	struct scatterlist *sg;
 	int i, ret;
 
 	for_each_sgtable_sg(&list->sgt, sg, i) {
-		struct dmaprobe_sg_entry entry;
 		struct dmaprobe_buffer *buf;
 		phys_addr_t phys;
 
 		if (fatal_signal_pending(current))
 			return -EINTR;
 		cond_resched();
-		if (copy_from_user(&entry, &in[i], sizeof(entry)))
-			return -EFAULT;
-		if (entry.__reserved)
+		if (entry->__reserved)
 			return -EINVAL;
-		buf = list_hold(ucmd, list, entry.buffer_id);
+		buf = list_hold(ucmd, list, entry->buffer_id);
 		if (IS_ERR(buf))
 			return PTR_ERR(buf);
-		ret = dmaprobe_buffer_range(buf, entry.offset, entry.length,
+		ret = dmaprobe_buffer_range(buf, entry->offset, entry->length,
 					    list->dir, &phys);
 		if (ret)
 			return ret;
-		ret = check_entry(dd, phys, entry.length);
+		ret = check_entry(dd, phys, entry->length);
 		if (ret)
 			return ret;
-		ret = dmaprobe_check_reach(dd, phys, entry.length, list->attrs);
+		ret = dmaprobe_check_reach(dd, phys, entry->length, list->attrs);
 		if (ret)
 			return ret;
-		list->length += entry.length;
+		list->length += entry->length;
 		if (list->length > LIST_MAX_LENGTH)
 			return -EINVAL;
-		sg_set_page(sg, pfn_to_page(PHYS_PFN(phys)), entry.length,
+		sg_set_page(sg, pfn_to_page(PHYS_PFN(phys)), entry->length,
 			    offset_in_page(phys));
+		entry++;
 	}
 	return 0;
 }
@@ -210,20 +206,23 @@ static bool list_need_sync(struct device *dev, const struct dmaprobe_list *list)
 	return false;
 }
 
-int dmaprobe_op_map_sg(struct dmaprobe_ucmd *ucmd)
+static int map_sg(struct dmaprobe_ucmd *ucmd, const struct dmaprobe_sg_entry *entries)
 {
 	struct dmaprobe_map_sg *cmd = ucmd->cmd;
 	struct dmaprobe_session *s = ucmd->session;
-	struct device *dev = dmaprobe_dma_dev(s);
 	struct dmaprobe_list *list;
 	unsigned long attrs;
+	struct device *dev;
 	int ret;
 
+	guard(rwsem_read)(&s->dd->unplug_lock);
+	if (!s->dd->pdev)
+		return -ENODEV;
+	dev = dmaprobe_dma_dev(s);
 	ret = dmaprobe_map_attrs(s, cmd->attrs, DMAPROBE_MAP_ATTRS, &attrs);
 	if (ret)
 		return ret;
-	if (cmd->kind > DMAPROBE_MAP_SG_TABLE || !dmaprobe_valid_dir(cmd->dir) ||
-	    !cmd->nr_entries || cmd->nr_entries > DMAPROBE_MAP_SG_MAX)
+	if (cmd->kind > DMAPROBE_MAP_SG_TABLE || !dmaprobe_valid_dir(cmd->dir))
 		return -EINVAL;
 
 	list = kzalloc_obj(*list, GFP_KERNEL_ACCOUNT);
@@ -236,7 +235,7 @@ int dmaprobe_op_map_sg(struct dmaprobe_ucmd *ucmd)
 	ret = sg_alloc_table(&list->sgt, cmd->nr_entries, GFP_KERNEL_ACCOUNT);
 	if (ret)
 		goto err_free;
-	ret = list_fill(ucmd, list, cmd);
+	ret = list_fill(ucmd, list, entries);
 	if (ret)
 		goto err_clear;
 	ret = dmaprobe_object_reserve(s, &list->obj, &list_type);
@@ -249,19 +248,31 @@ int dmaprobe_op_map_sg(struct dmaprobe_ucmd *ucmd)
 	cmd->id = list->obj.id;
 	cmd->nr_segments = list->sgt.nents;
 	cmd->need_sync = list_need_sync(dev, list);
-	ret = dmaprobe_respond(ucmd);
-	if (ret)
-		goto err_unmap;
 	dmaprobe_object_publish(ucmd, &list->obj);
 	return 0;
 
-err_unmap:
-	list_unmap(dev, list);
 err_unreserve:
 	dmaprobe_object_unreserve(&list->obj);
 err_clear:
 	list_clear(list);
 err_free:
 	kfree(list);
+	return ret;
+}
+
+int dmaprobe_op_map_sg(struct dmaprobe_ucmd *ucmd)
+{
+	const struct dmaprobe_map_sg *cmd = ucmd->cmd;
+	struct dmaprobe_sg_entry *entries;
+	int ret;
+
+	if (!cmd->nr_entries || cmd->nr_entries > DMAPROBE_MAP_SG_MAX)
+		return -EINVAL;
+	entries = vmemdup_array_user(u64_to_user_ptr(cmd->entries),
+				     cmd->nr_entries, sizeof(*entries));
+	if (IS_ERR(entries))
+		return PTR_ERR(entries);
+	ret = map_sg(ucmd, entries);
+	kvfree(entries);
 	return ret;
 }

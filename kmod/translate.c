@@ -14,12 +14,24 @@
 
 #define TRANSLATE_MAX_LENGTH	SZ_4G
 
+/* Extents that are found before they are told. */
+#define TRANSLATE_BATCH		8
+
 /* Where the last granule was found: the next is likely to follow it. */
 struct cursor {
 	const struct dmaprobe_ucmd *ucmd;
 	struct dmaprobe_session *session;
 	struct dmaprobe_memory *mem;
 	u64 expected;		/* offset in it */
+};
+
+/* Between two batches, the cursor holds nothing. */
+struct batch {
+	struct dmaprobe_extent extents[TRANSLATE_BATCH];
+	u32 nr;
+	u64 iova;		/* translated up to here */
+	u32 id;			/* of what to look into first; 0: nothing */
+	u64 expected;
 };
 
 static void cursor_set(struct cursor *c, struct dmaprobe_memory *mem)
@@ -113,14 +125,12 @@ static bool merge(struct dmaprobe_extent *ext,
 	return true;
 }
 
-static int translate(struct cursor *c, struct dmaprobe_translate *cmd)
+static int translate(struct cursor *c, const struct dmaprobe_translate *cmd,
+		     struct batch *b, u32 room)
 {
-	struct dmaprobe_extent __user *out = u64_to_user_ptr(cmd->extents);
-	u64 iova = cmd->iova, end = cmd->iova + cmd->length;
+	u64 iova = b->iova, end = cmd->iova + cmd->length;
 	struct dmaprobe_extent ext, next;
-	u32 room = cmd->nr_extents;
 
-	cmd->nr_extents = 0;
 	translate_one(c, iova, end, &next);
 	do {
 		ext = next;
@@ -135,20 +145,44 @@ static int translate(struct cursor *c, struct dmaprobe_translate *cmd)
 
 		if (!(cmd->flags & DMAPROBE_TRANSLATE_PHYS))
 			ext.phys = 0;
-		if (copy_to_user(&out[cmd->nr_extents], &ext, sizeof(ext)))
-			return -EFAULT;
-		cmd->nr_extents++;
-		cmd->translated = iova - cmd->iova;
-	} while (iova < end && cmd->nr_extents < room);
+		b->extents[b->nr++] = ext;
+		b->iova = iova;
+	} while (iova < end && b->nr < room);
 	return 0;
+}
+
+/* Find up to @room extents, with the device there. */
+static int translate_batch(const struct dmaprobe_ucmd *ucmd, struct batch *b, u32 room)
+{
+	struct dmaprobe_session *s = ucmd->session;
+	struct cursor c = { .ucmd = ucmd, .session = s, .expected = b->expected };
+	int ret;
+
+	guard(rwsem_read)(&s->dd->unplug_lock);
+	if (!s->dd->pdev)
+		return -ENODEV;
+	if (!s->dd->domain)
+		return -EOPNOTSUPP;
+	if (b->id) {
+		c.mem = dmaprobe_memory_get(ucmd, b->id);
+		if (IS_ERR(c.mem))
+			return PTR_ERR(c.mem);
+	}
+	b->nr = 0;
+	ret = translate(&c, ucmd->cmd, b, room);
+	b->id = c.mem ? c.mem->obj.id : 0;
+	b->expected = c.expected;
+	cursor_set(&c, NULL);
+	return ret;
 }
 
 int dmaprobe_op_translate(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_translate *cmd = ucmd->cmd;
-	struct cursor c = { .ucmd = ucmd, .session = ucmd->session };
+	struct dmaprobe_extent __user *out = u64_to_user_ptr(cmd->extents);
+	struct batch b __uninitialized;
 	u64 end;
-	int ret;
+	u32 nr = 0;
 
 	if (!cmd->length || cmd->length > TRANSLATE_MAX_LENGTH ||
 	    check_add_overflow(cmd->iova, cmd->length, &end) ||
@@ -156,15 +190,25 @@ int dmaprobe_op_translate(struct dmaprobe_ucmd *ucmd)
 		return -EINVAL;
 	if ((cmd->flags & DMAPROBE_TRANSLATE_PHYS) && !capable(CAP_SYS_ADMIN))
 		return -EPERM;
-	if (!ucmd->session->dd->domain)
-		return -EOPNOTSUPP;
 
-	if (cmd->buffer_id) {
-		c.mem = dmaprobe_memory_get(ucmd, cmd->buffer_id);
-		if (IS_ERR(c.mem))
-			return PTR_ERR(c.mem);
-	}
-	ret = translate(&c, cmd);
-	cursor_set(&c, NULL);
-	return ret ?: dmaprobe_respond(ucmd);
+	b.iova = cmd->iova;
+	b.id = cmd->buffer_id;
+	b.expected = 0;
+	do {
+		int ret = translate_batch(ucmd, &b, min(cmd->nr_extents - nr, TRANSLATE_BATCH));
+
+		/* What was looked into last can have been freed since. */
+		if (ret == -ENOENT && nr) {
+			b.id = 0;
+			continue;
+		}
+		if (ret)
+			return ret;
+		if (copy_to_user(out + nr, b.extents, b.nr * sizeof(*out)))
+			return -EFAULT;
+		nr += b.nr;
+	} while (b.iova < end && nr < cmd->nr_extents);
+	cmd->nr_extents = nr;
+	cmd->translated = b.iova - cmd->iova;
+	return 0;
 }
