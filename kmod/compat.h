@@ -133,6 +133,13 @@ static inline void dma_unmap_phys(struct device *dev, dma_addr_t addr,
 #define DMA_ATTR_REQUIRE_COHERENT	0UL
 #endif
 
+/* A program may map its memory as often as it likes, without a warning. */
+#ifdef DMA_ATTR_DEBUGGING_IGNORE_CACHELINES	/* 7.0 */
+#define DMAPROBE_MAY_OVERLAP	DMA_ATTR_DEBUGGING_IGNORE_CACHELINES
+#else
+#define DMAPROBE_MAY_OVERLAP	0UL
+#endif
+
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
 #define DMAPROBE_DMA_BUF_INVALIDATE	invalidate_mappings
 #else

@@ -256,7 +256,7 @@ int dmaprobe_op_map(struct dmaprobe_ucmd *ucmd)
 	m->kind = cmd->kind;
 	m->dir = cmd->dir;
 	m->length = cmd->length;
-	m->attrs = attrs;
+	m->attrs = attrs | DMAPROBE_MAY_OVERLAP;
 
 	m->buf = dmaprobe_buffer_get(ucmd, cmd->buffer_id);
 	if (IS_ERR(m->buf)) {
@@ -317,7 +317,7 @@ int dmaprobe_op_map_resource(struct dmaprobe_ucmd *ucmd)
 	m->kind = MAP_RESOURCE;
 	m->dir = cmd->dir;
 	m->length = cmd->length;
-	m->attrs = attrs;
+	m->attrs = attrs | DMAPROBE_MAY_OVERLAP;
 	ret = map_publish(ucmd, m, phys, &cmd->id, &cmd->dma_addr, NULL);
 	if (!ret)
 		retain_and_null_ptr(m);

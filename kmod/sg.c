@@ -230,7 +230,7 @@ static int map_sg(struct dmaprobe_ucmd *ucmd, const struct dmaprobe_sg_entry *en
 		return -ENOMEM;
 	list->kind = cmd->kind;
 	list->dir = cmd->dir;
-	list->attrs = attrs;
+	list->attrs = attrs | DMAPROBE_MAY_OVERLAP;
 	xa_init(&list->buffers);
 	ret = sg_alloc_table(&list->sgt, cmd->nr_entries, GFP_KERNEL_ACCOUNT);
 	if (ret)

@@ -25,6 +25,7 @@ SELFTEST_SRCS := \
 	selftests/ring.cc \
 	selftests/run.cc \
 	selftests/sg.cc \
+	selftests/stuck.cc \
 	selftests/system.cc \
 	selftests/tool.cc \
 	selftests/uring.cc
