@@ -6,7 +6,8 @@ The guest talks to lab by virtio-serial ports, each with a pipe at lab's end:
 On the last, the script `init` sends one line when it has begun, before the
 command: "up"; and one when the command has ended: the exit code and how many
 bytes went into each of the other three. Lab ends the machine when it has them
-all.
+all. By one more port, "host", the guest asks lab to unplug and to plug a device
+(hotplug.py).
 """
 
 import contextlib
@@ -26,6 +27,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import hotplug
 from kernels import CACHE, HERE, Kernel, say, tail
 
 Sink = Callable[[bytes], object]
@@ -237,6 +239,7 @@ def initramfs(kernel: Kernel, settings: dict[str, str], command: str,
     top = f"lib/modules/{kernel.release}"
     entries = [
         ("init", PROGRAM, (HERE / "init").read_bytes()),
+        ("bin/lab-host", PROGRAM, (HERE / "lab-host").read_bytes()),
         ("lab/command", FILE, command.encode()),
         ("lab/settings", FILE, "".join(f"{k}='{v}'\n" for k, v in settings.items()).encode()),
         (f"{top}/modules.dep", FILE, "".join(f"{line}\n" for line in dep).encode()),
@@ -266,6 +269,8 @@ def command_line(machine: Machine, accelerator: str, initrd: str, log: str) -> l
         "-machine", "q35,kernel-irqchip=split",
         *acceleration, "-cpu", cpu, "-m", str(memory),
         "-kernel", str(machine.kernel.image), "-initrd", initrd, "-append", " ".join(kernel),
+        # Ports are plugged natively, as on real machines, not by ACPI.
+        "-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
         *iommu.qemu, *device.qemu,
         "-chardev", f"file,id=serial,path={log}", "-serial", "chardev:serial",
         # No ioeventfd: what the guest writes has left it when its write returns.
@@ -351,16 +356,20 @@ def run(machine: Machine, accelerator: str, initrd: bytes, log: Path, *, deadlin
         if console:
             arguments += ["-chardev", "stdio,id=console,signal=off",
                           "-device", "virtconsole,chardev=console"]
+        host = hotplug.Host(DEVICES[machine.device].qemu)
+        arguments += host.arguments
         process = subprocess.Popen(
             arguments, stdin=None if console else subprocess.DEVNULL,
             stdout=None if console else qemu_says.writer, stderr=qemu_says.writer,
-            pass_fds=[port.writer for port in [*ports, last]])
+            pass_fds=[*(port.writer for port in [*ports, last]), *host.passed])
+        host.start()
         try:
             trouble = wait(ports, last, control, qemu_says, complaints, deadline, boot_deadline)
         finally:
             # SIGTERM lets QEMU give a terminal back its settings.
             process.send_signal(signal.SIGTERM if console else signal.SIGKILL)
             process.wait()
+            host.stop()
             os.set_blocking(last.reader, False)
             with contextlib.suppress(BlockingIOError):
                 last.receive()  # what came in the last moment
