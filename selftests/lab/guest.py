@@ -39,12 +39,13 @@ QEMU = "qemu-system-x86_64"
 class Platform:
     """What an entry of a table below adds to QEMU's and to the kernel's command line.
 
-    And how much memory, in MiB, a guest has with it.
+    And how much memory, in MiB, a guest has with it, and the CPU it wants.
     """
 
     qemu: Sequence[str] = ()
     kernel: Sequence[str] = ()
     memory: int = 512
+    cpu: str = ""
 
 
 # Where nothing translates, edu must reach all memory with its 28 bits of address.
@@ -53,6 +54,8 @@ REACHED_BY_EDU = 256
 
 IOMMUS = {
     "vtd": Platform(["-device", "intel-iommu,intremap=on"], ["intel_iommu=on"]),
+    # Linux looks for this one on AMD's CPUs only.
+    "amdvi": Platform(["-device", "amd-iommu,dma-remap=on"], cpu="EPYC"),
     "virtio": Platform(["-device", "virtio-iommu-pci"], ["intel_iommu=off"]),
     "none": Platform([], ["intel_iommu=off"], REACHED_BY_EDU),
 }
@@ -70,6 +73,14 @@ DEVICES = {
         "-device", "edu,id=edu1,bus=port1",
         "-device", "pcie-root-port,id=port2,chassis=2,addr=5",
         "-device", "edu,id=edu2,bus=port2"]),
+}
+
+# What a kernel of lab's own wants. The debug kernel's checkers take memory. The
+# DMA API's must not run out of entries, because it then ends its work; tests hold
+# 100,000 mappings. Reports of init are not to be lost in a limit of their rate.
+KERNELS = {
+    "debug": Platform(kernel=["dma_debug_entries=200000", "kasan_multi_shot",
+                              "printk.devkmsg=on"], memory=1024),
 }
 
 # Texts by which a kernel reports a bug of its own. Faults that an IOMMU reports
@@ -258,9 +269,12 @@ def command_line(machine: Machine, accelerator: str, initrd: str, log: str) -> l
     iommu, domain, device = (IOMMUS[machine.iommu], DOMAINS[machine.domain],
                              DEVICES[machine.device])
     kernel = ["console=ttyS0", "loglevel=5", "panic=-1", "random.trust_cpu=on", "mitigations=off",
-              "no_timer_check", *iommu.kernel, *domain.kernel, *device.kernel, *machine.append]
-    cpu = {"kvm": "host", "tcg": "max"}[accelerator]
+              "no_timer_check", *iommu.kernel, *domain.kernel, *device.kernel]
+    cpu = iommu.cpu or {"kvm": "host", "tcg": "max"}[accelerator]
     memory = machine.memory or min(iommu.memory, domain.memory, device.memory)
+    if special := KERNELS.get(machine.kernel.name):
+        kernel += special.kernel
+        memory = machine.memory or special.memory
     acceleration = ["-accel", {"kvm": "kvm", "tcg": "tcg,thread=multi"}[accelerator], "-smp", "2"]
     if machine.icount:
         acceleration = ["-accel", "tcg,thread=single", "-icount", "shift=0", "-smp", "1"]
@@ -268,7 +282,8 @@ def command_line(machine: Machine, accelerator: str, initrd: str, log: str) -> l
         QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
         "-machine", "q35,kernel-irqchip=split",
         *acceleration, "-cpu", cpu, "-m", str(memory),
-        "-kernel", str(machine.kernel.image), "-initrd", initrd, "-append", " ".join(kernel),
+        "-kernel", str(machine.kernel.image), "-initrd", initrd,
+        "-append", " ".join([*kernel, *machine.append]),
         # Ports are plugged natively, as on real machines, not by ACPI.
         "-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
         *iommu.qemu, *device.qemu,
@@ -433,11 +448,17 @@ def wait(ports: list[Port], last: Port, control: bytearray, qemu_says: Port,
     return "" if outcome_told(control) else "the guest ended before its command did"
 
 
-def extract(archive: bytes, directory: Path) -> None:
-    """Put the files that came out of the guest into a directory."""
+# Where in /out init puts the module's coverage.
+COVERAGE = ".coverage"
+
+
+def extract(archive: bytes, directory: Path, *, coverage: bool) -> None:
+    """Put the files that came out of the guest into a directory: the coverage, or the others."""
     directory.mkdir(parents=True, exist_ok=True)
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        tar.extractall(directory, filter="data")
+        chosen = [member for member in tar
+                  if (COVERAGE in Path(member.name).parts) == coverage]
+        tar.extractall(directory, members=chosen, filter="data")
 
 
 def end_of_log(log: Path) -> str:
