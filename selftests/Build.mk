@@ -18,6 +18,7 @@ SELFTEST_SRCS := \
 	selftests/lifecycle.cc \
 	selftests/main.cc \
 	selftests/mapping.cc \
+	selftests/ops.cc \
 	selftests/pin.cc \
 	selftests/pool.cc \
 	selftests/resource.cc \
