@@ -12,6 +12,7 @@ SELFTEST_SRCS := \
 	selftests/dmabuf.cc \
 	selftests/engine.cc \
 	selftests/fixture.cc \
+	selftests/fuzz.cc \
 	selftests/iova.cc \
 	selftests/ktap.cc \
 	selftests/library.cc \

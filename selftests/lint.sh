@@ -101,6 +101,7 @@ python() {
 	local sources
 	mapfile -t sources < <(files '*.py')
 	mypy --strict --no-error-summary selftests/check.py selftests/lab/*.py &&
+		mypy --strict --no-error-summary selftests/syzkaller/check.py &&
 		pyflakes3 "${sources[@]}" && pycodestyle --max-line-length=100 "${sources[@]}"
 }
 
@@ -115,6 +116,7 @@ check shell shell
 check python python
 check format format
 check docs docs
+check syzkaller python3 selftests/syzkaller/check.py
 check module module
 check tidy tidy
 

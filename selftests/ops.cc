@@ -271,7 +271,8 @@ const std::vector<Op>& ops() {
             all.push_back(of<T>({.min_size = 32,
                                  .flags = DMAPROBE_BUFFER_NODE,
                                  .enums = {{AT(kind), 3}},
-                                 .answers = true},
+                                 .answers = true,
+                                 .makes = IdField{AT(id), Kind::buffer}},
                                 [](Live& live, T& t) { t.length = live.length; }));
         }
         {
@@ -287,7 +288,8 @@ const std::vector<Op>& ops() {
                                  .attrs = {{AT(attrs), DMAPROBE_MAP_ATTRS}},
                                  .ids = {{AT(buffer_id), Kind::buffer}},
                                  .enums = {{AT(kind), 3}, {AT(dir), 3}},
-                                 .answers = true},
+                                 .answers = true,
+                                 .makes = IdField{AT(id), Kind::mapping}},
                                 [](Live& live, T& t) {
                                     t.buffer_id = live.buffer();
                                     t.length = live.length;
@@ -314,6 +316,7 @@ const std::vector<Op>& ops() {
             all.push_back(of<T>({.min_size = 40,
                                  .ids = {{AT(buffer_id), Kind::buffer, true}},
                                  .answers = true,
+                                 .makes = IdField{AT(id), Kind::iova},
                                  .needs = Needs::iova},
                                 [](Live& live, T& t) {
                                     t.buffer_id = live.buffer();
@@ -339,7 +342,7 @@ const std::vector<Op>& ops() {
                                 [](Live& live, T& t) {
                                     t.id = live.iova();
                                     t.buffer_id = live.buffer();
-                                    t.length = live.length;
+                                    t.length = live.length / 2;
                                 }));
         }
         {
@@ -419,7 +422,8 @@ const std::vector<Op>& ops() {
                                  .attrs = {{AT(attrs), DMAPROBE_MAP_ATTRS}},
                                  .enums = {{AT(kind), 2}, {AT(dir), 3}},
                                  .pointers = {{AT(entries), true}},
-                                 .answers = true},
+                                 .answers = true,
+                                 .makes = IdField{AT(id), Kind::mapping}},
                                 [](Live& live, T& t) {
                                     const dmaprobe_sg_entry entry = {.buffer_id = live.buffer(),
                                                                      .__reserved = 0,
@@ -437,7 +441,8 @@ const std::vector<Op>& ops() {
                                  .reserved = {AT(__reserved)},
                                  .attrs = {{AT(attrs), resource_attrs}},
                                  .enums = {{AT(bar), 6}, {AT(dir), 3}},
-                                 .answers = true},
+                                 .answers = true,
+                                 .makes = IdField{AT(id), Kind::mapping}},
                                 [](Live& live, T& t) { t.length = live.length; }));
         }
         {
@@ -459,7 +464,8 @@ const std::vector<Op>& ops() {
                                  .flags = DMAPROBE_BUFFER_PIN_READ_ONLY,
                                  .reserved = {AT(__reserved)},
                                  .pointers = {{AT(addr)}},
-                                 .answers = true},
+                                 .answers = true,
+                                 .makes = IdField{AT(id), Kind::buffer}},
                                 [](Live& live, T& t) {
                                     t.addr = live.extents.address();
                                     t.length = live.extents.size();
@@ -516,7 +522,11 @@ const std::vector<Op>& ops() {
         }
         {
             using T = struct dmaprobe_map_dmabuf;
-            all.push_back(of<T>({.min_size = 32, .enums = {{AT(dir), 3}}, .answers = true},
+            all.push_back(of<T>({.min_size = 32,
+                                 .enums = {{AT(dir), 3}},
+                                 .answers = true,
+                                 .makes = IdField{AT(id), Kind::mapping},
+                                 .fd = AT(fd)},
                                 [](Live& live, T& t) { t.fd = live.dmabuf(); }));
         }
         {
@@ -529,7 +539,8 @@ const std::vector<Op>& ops() {
                                            DMAPROBE_ATTR_ALLOC_SINGLE_PAGES |
                                            DMAPROBE_ATTR_NO_WARN | DMAPROBE_ATTR_PRIVILEGED}},
                  .enums = {{AT(kind), 4}, {AT(dir), 3}},
-                 .answers = true},
+                 .answers = true,
+                 .makes = IdField{AT(id), Kind::alloc}},
                 [](Live& live, T& t) { t.length = live.length; }));
         }
         {
@@ -553,12 +564,16 @@ const std::vector<Op>& ops() {
         }
         {
             using T = struct dmaprobe_export;
-            all.push_back(of<T>({.min_size = 16, .ids = {{AT(id), Kind::alloc}}, .answers = true},
-                                [](Live& live, T& t) { t.id = live.alloc(); }));
+            all.push_back(of<T>(
+                {.min_size = 16, .ids = {{AT(id), Kind::alloc}}, .answers = true, .fd = AT(fd)},
+                [](Live& live, T& t) { t.id = live.alloc(); }));
         }
         {
             using T = struct dmaprobe_pool_create;
-            all.push_back(of<T>({.min_size = 40, .reserved = {AT(__reserved)}, .answers = true},
+            all.push_back(of<T>({.min_size = 40,
+                                 .reserved = {AT(__reserved)},
+                                 .answers = true,
+                                 .makes = IdField{AT(id), Kind::pool}},
                                 [](Live&, T& t) { t.block_size = 64; }));
         }
         {
@@ -569,9 +584,11 @@ const std::vector<Op>& ops() {
         }
         {
             using T = struct dmaprobe_pool_alloc;
-            all.push_back(
-                of<T>({.min_size = 24, .ids = {{AT(pool_id), Kind::pool}}, .answers = true},
-                      [](Live& live, T& t) { t.pool_id = live.pool(); }));
+            all.push_back(of<T>({.min_size = 24,
+                                 .ids = {{AT(pool_id), Kind::pool}},
+                                 .answers = true,
+                                 .makes = IdField{AT(id), Kind::block}},
+                                [](Live& live, T& t) { t.pool_id = live.pool(); }));
         }
         {
             using T = struct dmaprobe_pool_free;

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -122,6 +123,10 @@ struct Op {
     std::vector<EnumField> enums{};
     std::vector<PointerField> pointers{};
     bool answers = false; // writes the struct
+    // Where the struct tells the id of what was made, and what that is.
+    std::optional<IdField> makes{};
+    // Where it has a file descriptor of a dma-buf, to read or to tell.
+    std::optional<size_t> fd{};
     Needs needs = Needs::nothing;
     // Fill in a call that works.
     std::function<void(Live&, std::byte*)> sample{};
