@@ -5,6 +5,7 @@
 #include "alloc.h"
 #include "result.h"
 #include "system.h"
+#include "unbind.h"
 
 #include <linux/capability.h>
 
@@ -818,31 +819,7 @@ TEST_F(Alloc, KilledProcess) {
 
 // --- the device goes away ----------------------------------------------------
 
-class AllocUnbind : public Alloc {
-protected:
-    void SetUp() override {
-        Alloc::SetUp();
-        if (IsSkipped() || HasFatalFailure())
-            return;
-        keep.emplace(bdf);
-        ASSERT_EQ(driver_of(bdf), driver_name);
-    }
-
-    void TearDown() override {
-        EXPECT_OK(s.close());
-        if (keep) {
-            EXPECT_TRUE(keep->restore()) << "the device was not bound again";
-        }
-    }
-
-    void come_back() {
-        ASSERT_OK(probe_driver(bdf));
-        s = Raw::open(bdf);
-        ASSERT_TRUE(s) << strerror(s.error());
-    }
-
-    std::optional<KeepDriver> keep;
-};
+class AllocUnbind : public Unbinding<Alloc> {};
 
 TEST_F(AllocUnbind, WhatIsMmappedGivesSigbus) {
     const uint64_t page = page_size();

@@ -3,6 +3,7 @@
 
 #include "fixture.h"
 #include "system.h"
+#include "unbind.h"
 
 #include <linux/vfio.h>
 
@@ -326,26 +327,7 @@ TEST_F(Lifecycle, TranslatePhysNeedsCapSysAdmin) {
 
 // --- the driver goes away --------------------------------------------------
 
-class Unbind : public Lifecycle {
-protected:
-    void SetUp() override {
-        Lifecycle::SetUp();
-        if (IsSkipped() || HasFatalFailure())
-            return;
-        keep.emplace(bdf);
-        ASSERT_EQ(driver_of(bdf), driver_name);
-    }
-
-    void TearDown() override {
-        // With the session closed the device is put back as at the start.
-        EXPECT_OK(s.close());
-        if (keep) {
-            EXPECT_TRUE(keep->restore()) << "the device was not bound again";
-        }
-    }
-
-    std::optional<KeepDriver> keep;
-};
+class Unbind : public Unbinding<Lifecycle> {};
 
 TEST_F(Unbind, WithAllLive) {
     const uint64_t page = page_size();
@@ -420,10 +402,7 @@ TEST_F(Unbind, WithAllLive) {
     EXPECT_OK(s.close());
     m.unmap();
 
-    ASSERT_OK(probe_driver(bdf));
-    ASSERT_EQ(driver_of(bdf), driver_name);
-    s = Raw::open(bdf);
-    ASSERT_TRUE(s) << strerror(s.error());
+    ASSERT_NO_FATAL_FAILURE(come_back());
     expect_gone();
     ranges->count = 0;
     EXPECT_OK(fill(s, b)) << "the new session does not work";
@@ -455,9 +434,7 @@ TEST_F(Unbind, AgainAndAgain) {
         ranges->count = 0;
         ASSERT_OK(fill(s, b));
         ASSERT_OK(unbind_driver(bdf));
-        ASSERT_OK(probe_driver(bdf));
-        s = Raw::open(bdf);
-        ASSERT_TRUE(s) << strerror(s.error());
+        ASSERT_NO_FATAL_FAILURE(come_back());
     }
 }
 
