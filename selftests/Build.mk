@@ -19,6 +19,7 @@ SELFTEST_SRCS := \
 	selftests/main.cc \
 	selftests/mapping.cc \
 	selftests/ops.cc \
+	selftests/permissions.cc \
 	selftests/pin.cc \
 	selftests/pool.cc \
 	selftests/resource.cc \

@@ -699,26 +699,6 @@ TEST_F(Alloc, NotABuffer) {
     EXPECT_ERRNO(release(s, {.id = b.id}), ENOENT);
 }
 
-TEST_F(Alloc, PhysNeedsCapSysAdmin) {
-    Allocation a;
-
-    ASSERT_OK(allocate(s, a, alloc_ways[0], page_size()));
-    const pid_t child = fork();
-    ASSERT_GE(child, 0);
-    if (child == 0) {
-        std::vector<dmaprobe_sgtable_entry> pieces;
-
-        if (!give_up_capability(CAP_SYS_ADMIN))
-            _exit(2);
-        if (sgtable(s, a.id, pieces, DMAPROBE_SGTABLE_PHYS) != EPERM)
-            _exit(3);
-        _exit(sgtable(s, a.id, pieces) ? 4 : 0);
-    }
-    int status = 0;
-    ASSERT_TRUE(wait_for_child(child, seconds(20), status));
-    EXPECT_EQ(status, 0);
-}
-
 // As for buffers, and together with them.
 TEST_F(Alloc, BeyondTheMemlockLimit) {
     const uint64_t page = page_size();

@@ -288,43 +288,6 @@ TEST_F(Lifecycle, MasksComeBackWithTheLastClose) {
     EXPECT_EQ(s.limits().coherent_dma_mask, bound.coherent_dma_mask);
 }
 
-TEST_F(Lifecycle, NodeIsRootsAlone) {
-    struct stat st = {};
-
-    ASSERT_EQ(stat(node_path(bdf).c_str(), &st), 0) << strerror(errno);
-    EXPECT_TRUE(S_ISCHR(st.st_mode));
-    EXPECT_EQ(st.st_mode & 07777u, 0600u);
-    EXPECT_EQ(st.st_uid, 0u);
-    EXPECT_EQ(st.st_gid, 0u);
-}
-
-TEST_F(Lifecycle, TranslatePhysNeedsCapSysAdmin) {
-    if (!iommu)
-        GTEST_SKIP() << "no IOMMU translates for the device";
-    const pid_t child = fork();
-
-    ASSERT_GE(child, 0);
-    if (child == 0) {
-        dmaprobe_extent extent = {};
-        dmaprobe_translate op = {};
-
-        op.flags = DMAPROBE_TRANSLATE_PHYS;
-        op.iova = 0x1000;
-        op.length = 0x1000;
-        op.nr_extents = 1;
-        op.extents = reinterpret_cast<uintptr_t>(&extent);
-        if (setuid(65534))
-            _exit(2);
-        if (s(op) != EPERM)
-            _exit(3);
-        op.flags = 0;
-        _exit(s(op) ? 4 : 0);
-    }
-    int status = 0;
-    ASSERT_TRUE(wait_for_child(child, seconds(20), status));
-    EXPECT_EQ(status, 0);
-}
-
 // --- the driver goes away --------------------------------------------------
 
 class Unbind : public Unbinding<Lifecycle> {};
