@@ -5,6 +5,7 @@
 SELFTEST_SRCS := \
 	selftests/abi.cc \
 	selftests/alloc.cc \
+	selftests/arena.cc \
 	selftests/attrs.cc \
 	selftests/buffer.cc \
 	selftests/calls.cc \
@@ -22,6 +23,7 @@ SELFTEST_SRCS := \
 	selftests/permissions.cc \
 	selftests/pin.cc \
 	selftests/pool.cc \
+	selftests/races.cc \
 	selftests/resource.cc \
 	selftests/ring.cc \
 	selftests/run.cc \
