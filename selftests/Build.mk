@@ -17,6 +17,7 @@ SELFTEST_SRCS := \
 	selftests/ktap.cc \
 	selftests/library.cc \
 	selftests/lifecycle.cc \
+	selftests/limits.cc \
 	selftests/main.cc \
 	selftests/mapping.cc \
 	selftests/ops.cc \
