@@ -13,6 +13,7 @@
 #
 # Variables: BUILD (where to build), KDIR (kernel to build the module for),
 # V=1 (show commands), STATIC=1 (static programs), SAN=1 (ASan and UBSan),
+# GCOV=1 (the module counts its lines, for a kernel with GCOV_KERNEL and KCOV),
 # DESTDIR, PREFIX (install).
 
 BUILD	?= build

@@ -290,6 +290,24 @@ def lab_never_repeats_what_has_begun() -> None:
     expect("Kernel panic" in err and "once more" not in err, err)
 
 
+def lab_unplugs_and_plugs() -> None:
+    """A guest can have a device taken away, and given back; and nothing else."""
+    script = ("there() { [ -e /sys/bus/pci/devices/$DMAPROBE_BDF2 ]; }; "
+              "await() { n=0; until $1; do n=$((n + 1)); [ $n -lt 300 ] || exit 9; "
+              "usleep 100000; done; }; gone() { ! there; }; there || exit 1; "
+              "lab-host device_del edu2 || exit 2; await gone; "
+              "lab-host device_del edu2 && exit 3; "
+              "lab-host device_add edu2 || exit 4; await there; "
+              "lab-host device_add edu2 && exit 5; "
+              "lab-host quit edu2 && exit 6; lab-host device_del ports && exit 7; "
+              "echo 'unknown' >$DMAPROBE_LAB_PORT; echo done")
+    code, out, err = lab_run("--", "sh", "-c", script)
+    expect((code, out) == (0, "done\n"), (code, out, err))
+    for text in ("Device 'edu2' not found", "Duplicate device ID 'edu2'", "unknown verb: quit",
+                 "unknown device: ports; there are edu1 edu2"):
+        expect(text in err, (text, err))
+
+
 def lab_refuses_unknown_values() -> None:
     """Values that lab does not know are refused, with those it does know."""
     for option, known in (("--kernel", "vfio"), ("--iommu", "vtd"), ("--domain", "strict"),
@@ -358,7 +376,7 @@ def the_lab(_: "Suite") -> Report:
         lab_passes_everything_through, lab_keeps_a_large_output_whole, lab_deadline_ends_a_run,
         lab_kernel_report_fails_a_run, lab_kernel_panic_fails_a_run,
         lab_boots_a_stalled_guest_once_more, lab_boots_once_more_at_most,
-        lab_never_repeats_what_has_begun, lab_icount_repeats])
+        lab_never_repeats_what_has_begun, lab_unplugs_and_plugs, lab_icount_repeats])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -94,7 +94,7 @@ tidy() {
 
 shell() {
 	shellcheck selftests/lab/lab selftests/lab/root.sh selftests/lint.sh .ci/run &&
-		shellcheck -s busybox selftests/lab/init
+		shellcheck -s busybox selftests/lab/init selftests/lab/lab-host
 }
 
 python() {

@@ -6,7 +6,8 @@ The guest talks to lab by virtio-serial ports, each with a pipe at lab's end:
 On the last, the script `init` sends one line when it has begun, before the
 command: "up"; and one when the command has ended: the exit code and how many
 bytes went into each of the other three. Lab ends the machine when it has them
-all.
+all. By one more port, "host", the guest asks lab to unplug and to plug a device
+(hotplug.py).
 """
 
 import contextlib
@@ -26,6 +27,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import hotplug
 from kernels import CACHE, HERE, Kernel, say, tail
 
 Sink = Callable[[bytes], object]
@@ -37,12 +39,13 @@ QEMU = "qemu-system-x86_64"
 class Platform:
     """What an entry of a table below adds to QEMU's and to the kernel's command line.
 
-    And how much memory, in MiB, a guest has with it.
+    And how much memory, in MiB, a guest has with it, and the CPU it wants.
     """
 
     qemu: Sequence[str] = ()
     kernel: Sequence[str] = ()
     memory: int = 512
+    cpu: str = ""
 
 
 # Where nothing translates, edu must reach all memory with its 28 bits of address.
@@ -51,6 +54,8 @@ REACHED_BY_EDU = 256
 
 IOMMUS = {
     "vtd": Platform(["-device", "intel-iommu,intremap=on"], ["intel_iommu=on"]),
+    # Linux looks for this one on AMD's CPUs only.
+    "amdvi": Platform(["-device", "amd-iommu,dma-remap=on"], cpu="EPYC"),
     "virtio": Platform(["-device", "virtio-iommu-pci"], ["intel_iommu=off"]),
     "none": Platform([], ["intel_iommu=off"], REACHED_BY_EDU),
 }
@@ -68,6 +73,14 @@ DEVICES = {
         "-device", "edu,id=edu1,bus=port1",
         "-device", "pcie-root-port,id=port2,chassis=2,addr=5",
         "-device", "edu,id=edu2,bus=port2"]),
+}
+
+# What a kernel of lab's own wants. The debug kernel's checkers take memory. The
+# DMA API's must not run out of entries, because it then ends its work; tests hold
+# 100,000 mappings. Reports of init are not to be lost in a limit of their rate.
+KERNELS = {
+    "debug": Platform(kernel=["dma_debug_entries=200000", "kasan_multi_shot",
+                              "printk.devkmsg=on"], memory=1024),
 }
 
 # Texts by which a kernel reports a bug of its own. Faults that an IOMMU reports
@@ -237,6 +250,7 @@ def initramfs(kernel: Kernel, settings: dict[str, str], command: str,
     top = f"lib/modules/{kernel.release}"
     entries = [
         ("init", PROGRAM, (HERE / "init").read_bytes()),
+        ("bin/lab-host", PROGRAM, (HERE / "lab-host").read_bytes()),
         ("lab/command", FILE, command.encode()),
         ("lab/settings", FILE, "".join(f"{k}='{v}'\n" for k, v in settings.items()).encode()),
         (f"{top}/modules.dep", FILE, "".join(f"{line}\n" for line in dep).encode()),
@@ -255,9 +269,12 @@ def command_line(machine: Machine, accelerator: str, initrd: str, log: str) -> l
     iommu, domain, device = (IOMMUS[machine.iommu], DOMAINS[machine.domain],
                              DEVICES[machine.device])
     kernel = ["console=ttyS0", "loglevel=5", "panic=-1", "random.trust_cpu=on", "mitigations=off",
-              "no_timer_check", *iommu.kernel, *domain.kernel, *device.kernel, *machine.append]
-    cpu = {"kvm": "host", "tcg": "max"}[accelerator]
+              "no_timer_check", *iommu.kernel, *domain.kernel, *device.kernel]
+    cpu = iommu.cpu or {"kvm": "host", "tcg": "max"}[accelerator]
     memory = machine.memory or min(iommu.memory, domain.memory, device.memory)
+    if special := KERNELS.get(machine.kernel.name):
+        kernel += special.kernel
+        memory = machine.memory or special.memory
     acceleration = ["-accel", {"kvm": "kvm", "tcg": "tcg,thread=multi"}[accelerator], "-smp", "2"]
     if machine.icount:
         acceleration = ["-accel", "tcg,thread=single", "-icount", "shift=0", "-smp", "1"]
@@ -265,7 +282,10 @@ def command_line(machine: Machine, accelerator: str, initrd: str, log: str) -> l
         QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
         "-machine", "q35,kernel-irqchip=split",
         *acceleration, "-cpu", cpu, "-m", str(memory),
-        "-kernel", str(machine.kernel.image), "-initrd", initrd, "-append", " ".join(kernel),
+        "-kernel", str(machine.kernel.image), "-initrd", initrd,
+        "-append", " ".join([*kernel, *machine.append]),
+        # Ports are plugged natively, as on real machines, not by ACPI.
+        "-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
         *iommu.qemu, *device.qemu,
         "-chardev", f"file,id=serial,path={log}", "-serial", "chardev:serial",
         # No ioeventfd: what the guest writes has left it when its write returns.
@@ -351,16 +371,20 @@ def run(machine: Machine, accelerator: str, initrd: bytes, log: Path, *, deadlin
         if console:
             arguments += ["-chardev", "stdio,id=console,signal=off",
                           "-device", "virtconsole,chardev=console"]
+        host = hotplug.Host(DEVICES[machine.device].qemu)
+        arguments += host.arguments
         process = subprocess.Popen(
             arguments, stdin=None if console else subprocess.DEVNULL,
             stdout=None if console else qemu_says.writer, stderr=qemu_says.writer,
-            pass_fds=[port.writer for port in [*ports, last]])
+            pass_fds=[*(port.writer for port in [*ports, last]), *host.passed])
+        host.start()
         try:
             trouble = wait(ports, last, control, qemu_says, complaints, deadline, boot_deadline)
         finally:
             # SIGTERM lets QEMU give a terminal back its settings.
             process.send_signal(signal.SIGTERM if console else signal.SIGKILL)
             process.wait()
+            host.stop()
             os.set_blocking(last.reader, False)
             with contextlib.suppress(BlockingIOError):
                 last.receive()  # what came in the last moment
@@ -424,11 +448,17 @@ def wait(ports: list[Port], last: Port, control: bytearray, qemu_says: Port,
     return "" if outcome_told(control) else "the guest ended before its command did"
 
 
-def extract(archive: bytes, directory: Path) -> None:
-    """Put the files that came out of the guest into a directory."""
+# Where in /out init puts the module's coverage.
+COVERAGE = ".coverage"
+
+
+def extract(archive: bytes, directory: Path, *, coverage: bool) -> None:
+    """Put the files that came out of the guest into a directory: the coverage, or the others."""
     directory.mkdir(parents=True, exist_ok=True)
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        tar.extractall(directory, filter="data")
+        chosen = [member for member in tar
+                  if (COVERAGE in Path(member.name).parts) == coverage]
+        tar.extractall(directory, members=chosen, filter="data")
 
 
 def end_of_log(log: Path) -> str:

@@ -5,6 +5,7 @@ import dataclasses
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -76,26 +77,48 @@ def newest_source() -> Path:
     return found[-1]
 
 
+# Which fragments in kernel/ a kernel's configuration is made of. A later one goes
+# over those before it.
+FRAGMENTS = {"vfio": ["vfio"], "debug": ["vfio", "debug"]}
+
+# How long a build takes on two cores, as the user is told.
+MINUTES = {"vfio": 5, "debug": 7}
+
+
+def options_in(fragments: str) -> dict[str, str]:
+    """The options of a configuration by their names, each with the last line it has."""
+    return {re.findall(r"CONFIG_\w+", line)[0]: line for line in
+            re.findall(r"^(?:CONFIG_\w+=.*|# CONFIG_\w+ is not set)$", fragments, re.M)}
+
+
+def not_taken(options: dict[str, str], config: str) -> list[str]:
+    """The options that Kconfig did not accept. What is off need not be in its file."""
+    taken = set(config.splitlines())
+    return [line for option, line in options.items() if line not in taken and
+            (not line.startswith("#") or any(one.startswith(f"{option}=") for one in taken))]
+
+
 def from_source(name: str) -> Kernel:
-    """A kernel of allnoconfig and the fragment kernel/NAME.config, built if need be."""
-    fragment = HERE / "kernel" / f"{name}.config"
+    """A kernel of allnoconfig and its fragments, built if need be."""
+    fragments = "".join((HERE / "kernel" / f"{fragment}.config").read_text(encoding="utf-8")
+                        for fragment in FRAGMENTS[name])
     source = newest_source()
     compiler = subprocess.run(["gcc", "-dumpfullversion"], check=True, capture_output=True,
                               text=True).stdout
     stat = source.stat()
     key = hashlib.sha256(b"\0".join([
         source.name.encode(), str(stat.st_size).encode(), str(int(stat.st_mtime)).encode(),
-        fragment.read_bytes(), compiler.encode()])).hexdigest()[:12]
+        fragments.encode(), compiler.encode()])).hexdigest()[:12]
     top = CACHE / f"kernel-{name}-{key}"
     if not top.is_dir():
         with Lock(CACHE / f"kernel-{name}.lock", f"builds the {name} kernel"):
             if not top.is_dir():
-                build(name, source, fragment, top)
+                build(name, source, fragments, top)
     release = (top / "release").read_text(encoding="utf-8").strip()
     return Kernel(name, release, top / "bzImage", top / "lib/modules" / release, top / "headers")
 
 
-def build(name: str, source: Path, fragment: Path, top: Path) -> None:
+def build(name: str, source: Path, fragments: str, top: Path) -> None:
     """Build a kernel into the directory `top`, which appears only when it is complete."""
     began = time.monotonic()
     work = top.with_suffix(".new")
@@ -104,12 +127,13 @@ def build(name: str, source: Path, fragment: Path, top: Path) -> None:
     for directory in (tree, objects, result):
         directory.mkdir(parents=True)
 
-    say(f"building the {name} kernel from {source.name} (about 5 minutes on 2 cores)")
+    say(f"building the {name} kernel from {source.name} "
+        f"(about {MINUTES[name]} minutes on 2 cores)")
     subprocess.run(["tar", "-x", "-C", str(tree), "--strip-components=1", "-f", str(source)],
                    check=True)
+    options = options_in(f'{fragments}CONFIG_LOCALVERSION="-{name}"\n')
     config = work / "allconfig"
-    config.write_text(f'{fragment.read_text(encoding="utf-8")}CONFIG_LOCALVERSION="-{name}"\n',
-                      encoding="utf-8")
+    config.write_text("".join(f"{line}\n" for line in options.values()), encoding="utf-8")
     log = CACHE / f"kernel-{name}.log"
     with log.open("wb") as output:
         make = ["make", "-C", str(tree), f"O={objects}", f"-j{os.cpu_count() or 1}"]
@@ -131,9 +155,7 @@ def build(name: str, source: Path, fragment: Path, top: Path) -> None:
                 raise LabError(f"building the {name} kernel failed; its log is {log}")
 
         step(f"KCONFIG_ALLCONFIG={config}", "allnoconfig")
-        taken = set((objects / ".config").read_text(encoding="utf-8").splitlines())
-        lost = [line for line in config.read_text(encoding="utf-8").splitlines()
-                if line.startswith("CONFIG_") and line not in taken]
+        lost = not_taken(options, (objects / ".config").read_text(encoding="utf-8"))
         if lost:
             raise LabError(f"the {name} kernel's configuration did not take: {' '.join(lost)}")
         step("bzImage", "modules")
@@ -158,6 +180,7 @@ KERNELS: dict[str, Callable[[str], Kernel]] = {
     "stock": from_debian,
     "stable": from_debian,
     "vfio": from_source,
+    "debug": from_source,
 }
 
 

@@ -9,9 +9,11 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+import coverage
 import guest
 import kernels
 from kernels import CHECKOUT, Kernel, LabError, Lock, say
@@ -26,7 +28,7 @@ LOGS_KEPT = 100
 # Seconds for a guest to begin with its init. A boot takes 5 on a quiet machine, and
 # under --icount twice as long. Once in a long while one hangs.
 BOOT_DEADLINE = 60
-BOOT_DEADLINE_ICOUNT = 240
+BOOT_DEADLINE_SLOW = 240  # with --icount, and of the debug kernel
 
 EPILOG = """\
 In the guest: COMMAND runs as root, with busybox's tools, dmaprobe, and (when
@@ -61,7 +63,8 @@ def build_module(kernel: Kernel) -> Path:
     newest = max(path.stat().st_mtime for path in sources)
     if not module.exists() or module.stat().st_mtime < newest:
         say(f"building the module for {kernel.release}")
-        make(f"KDIR={kernel.headers}", "modules")
+        # Only the debug kernel can count which of its lines ran.
+        make(f"KDIR={kernel.headers}", *(["GCOV=1"] if kernel.name == "debug" else []), "modules")
         module.touch()
     return module
 
@@ -114,13 +117,14 @@ def boot(options: argparse.Namespace, command: list[str] | None) -> int:
     machine = guest.Machine(kernel, options.iommu, options.domain, options.device, options.memory,
                             options.icount, tuple(options.qemu_arg), tuple(options.append))
     settings = {"LAB_BIND": "" if options.no_bind else "1",
-                "LAB_SHELL": "" if command else "1"}
+                "LAB_SHELL": "" if command else "1",
+                "LAB_COVERAGE": guest.COVERAGE if options.coverage else ""}
     initrd = guest.initramfs(kernel, settings, shlex.join(command or []), module, programs)
     accelerator = guest.accelerator_for(machine)
     boot_deadline = 0.0
     if command:
-        boot_deadline = options.boot_deadline or (
-            BOOT_DEADLINE_ICOUNT if options.icount else BOOT_DEADLINE)
+        slow = options.icount or kernel.name == "debug"
+        boot_deadline = options.boot_deadline or (BOOT_DEADLINE_SLOW if slow else BOOT_DEADLINE)
     files = bytearray()
 
     def run_in(log: Path, boot_deadline: float) -> guest.Outcome:
@@ -137,8 +141,14 @@ def boot(options: argparse.Namespace, command: list[str] | None) -> int:
         log = new_log(kernel)
         outcome = run_in(log, 0)
     shown = os.path.relpath(log)
-    if options.out and files and outcome.code is not None:
-        guest.extract(bytes(files), options.out)
+    if files and outcome.code is not None:
+        if options.out:
+            guest.extract(bytes(files), options.out, coverage=False)
+        if options.coverage:
+            with tempfile.TemporaryDirectory(prefix="lab-") as scratch:
+                guest.extract(bytes(files), Path(scratch), coverage=True)
+                coverage.write(coverage.of_run(module.resolve().parent,
+                                               Path(scratch) / guest.COVERAGE), options.coverage)
     if outcome.trouble:
         say(outcome.trouble)
     if outcome.reports:
@@ -166,7 +176,8 @@ def parser() -> argparse.ArgumentParser:
     machine = argparse.ArgumentParser(add_help=False)
     machine.add_argument("--kernel", choices=kernels.KERNELS, default="stock",
                          help="stock: Debian's newest (default); stable: Debian trixie's own; "
-                              "vfio: trimmed, with iommufd and the VFIO cdev")
+                              "vfio: trimmed, with iommufd and the VFIO cdev; "
+                              "debug: the same with the kernel's checkers")
     machine.add_argument("--iommu", choices=guest.IOMMUS, default="vtd")
     machine.add_argument("--domain", choices=guest.DOMAINS, default="strict",
                          help="the default domain's type (default: strict)")
@@ -186,6 +197,10 @@ def parser() -> argparse.ArgumentParser:
     machine.add_argument("--out", type=Path, metavar="DIR",
                          help="where the files in the guest's /out go")
 
+    machine.add_argument("--coverage", type=Path, metavar="FILE",
+                         help="with the debug kernel: write to FILE which lines of the module "
+                              "ran; see lab coverage")
+
     top = argparse.ArgumentParser(
         prog="lab", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Kernels with an emulated IOMMU and devices, for dmaprobe to run on.")
@@ -199,8 +214,12 @@ def parser() -> argparse.ArgumentParser:
                       help="end the run after this long (default: 120)")
     verb.add_argument("--boot-deadline", type=float, metavar="SECONDS",
                       help="boot once more when the guest's init has not begun after this long "
-                           f"(default: {BOOT_DEADLINE}; {BOOT_DEADLINE_ICOUNT} with --icount)")
+                           f"(default: {BOOT_DEADLINE}; {BOOT_DEADLINE_SLOW} with --icount or the "
+                           "debug kernel)")
     verbs.add_parser("shell", parents=[machine], help="a shell in a guest")
+    verb = verbs.add_parser("coverage", help="report which lines of the module ran")
+    verb.add_argument("files", type=Path, nargs="+", metavar="FILE",
+                      help="what runs with --coverage wrote; the counts add up")
     verbs.add_parser("in", usage="lab in -- COMMAND...",
                      help="run a command in lab's root file system, on this machine")
     verbs.add_parser("check", add_help=False, help="run every test (selftests/check.py)")
@@ -226,6 +245,9 @@ def main(arguments: list[str]) -> int:
         top.error(f"lab {options.verb} wants a command: lab {options.verb} -- COMMAND...")
     if options.verb == "in":
         os.execvp(command[0], command)
+    if options.verb == "coverage":
+        print(coverage.report(coverage.merged(options.files)))
+        return 0
     if options.verb == "setup":
         return setup(options.kernel or list(kernels.KERNELS))
     return boot(options, command if options.verb == "run" else None)
