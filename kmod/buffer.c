@@ -24,7 +24,9 @@
 /* Pages that are pinned and unpinned without a look at signals and scheduler. */
 #define PIN_BATCH		512UL
 
-#define BUFFER_GFP	(GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_NOWARN)
+/* As for allocations: a failure is quiet, and nobody is killed to make room. */
+#define BUFFER_GFP	(GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_NOWARN | \
+			 __GFP_RETRY_MAYFAIL)
 
 static struct dmaprobe_buffer *obj_buffer(struct dmaprobe_object *obj)
 {
@@ -57,8 +59,6 @@ static int alloc_scattered(struct dmaprobe_memory *mem, unsigned long nr,
 	unsigned long nr_pieces = nr >> order, done, i;
 	int ret = -ENOMEM;
 
-	if (order)
-		gfp |= __GFP_RETRY_MAYFAIL;
 	for (done = 0; done < nr_pieces; done++) {
 		struct page *page;
 
@@ -99,7 +99,7 @@ static int alloc_contiguous(struct dmaprobe_memory *mem, unsigned long nr,
 	struct page *page;
 	unsigned long i;
 
-	page = alloc_pages_node(node, gfp | __GFP_RETRY_MAYFAIL, order);
+	page = alloc_pages_node(node, gfp, order);
 	if (!page)
 		return -ENOMEM;
 	split_page(page, order);

@@ -5,6 +5,7 @@
 SELFTEST_SRCS := \
 	selftests/abi.cc \
 	selftests/alloc.cc \
+	selftests/arena.cc \
 	selftests/attrs.cc \
 	selftests/buffer.cc \
 	selftests/calls.cc \
@@ -17,11 +18,14 @@ SELFTEST_SRCS := \
 	selftests/ktap.cc \
 	selftests/library.cc \
 	selftests/lifecycle.cc \
+	selftests/limits.cc \
 	selftests/main.cc \
 	selftests/mapping.cc \
 	selftests/ops.cc \
+	selftests/permissions.cc \
 	selftests/pin.cc \
 	selftests/pool.cc \
+	selftests/races.cc \
 	selftests/resource.cc \
 	selftests/ring.cc \
 	selftests/run.cc \

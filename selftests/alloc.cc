@@ -5,6 +5,7 @@
 #include "alloc.h"
 #include "result.h"
 #include "system.h"
+#include "unbind.h"
 
 #include <linux/capability.h>
 
@@ -698,26 +699,6 @@ TEST_F(Alloc, NotABuffer) {
     EXPECT_ERRNO(release(s, {.id = b.id}), ENOENT);
 }
 
-TEST_F(Alloc, PhysNeedsCapSysAdmin) {
-    Allocation a;
-
-    ASSERT_OK(allocate(s, a, alloc_ways[0], page_size()));
-    const pid_t child = fork();
-    ASSERT_GE(child, 0);
-    if (child == 0) {
-        std::vector<dmaprobe_sgtable_entry> pieces;
-
-        if (!give_up_capability(CAP_SYS_ADMIN))
-            _exit(2);
-        if (sgtable(s, a.id, pieces, DMAPROBE_SGTABLE_PHYS) != EPERM)
-            _exit(3);
-        _exit(sgtable(s, a.id, pieces) ? 4 : 0);
-    }
-    int status = 0;
-    ASSERT_TRUE(wait_for_child(child, seconds(20), status));
-    EXPECT_EQ(status, 0);
-}
-
 // As for buffers, and together with them.
 TEST_F(Alloc, BeyondTheMemlockLimit) {
     const uint64_t page = page_size();
@@ -818,31 +799,7 @@ TEST_F(Alloc, KilledProcess) {
 
 // --- the device goes away ----------------------------------------------------
 
-class AllocUnbind : public Alloc {
-protected:
-    void SetUp() override {
-        Alloc::SetUp();
-        if (IsSkipped() || HasFatalFailure())
-            return;
-        keep.emplace(bdf);
-        ASSERT_EQ(driver_of(bdf), driver_name);
-    }
-
-    void TearDown() override {
-        EXPECT_OK(s.close());
-        if (keep) {
-            EXPECT_TRUE(keep->restore()) << "the device was not bound again";
-        }
-    }
-
-    void come_back() {
-        ASSERT_OK(probe_driver(bdf));
-        s = Raw::open(bdf);
-        ASSERT_TRUE(s) << strerror(s.error());
-    }
-
-    std::optional<KeepDriver> keep;
-};
+class AllocUnbind : public Unbinding<Alloc> {};
 
 TEST_F(AllocUnbind, WhatIsMmappedGivesSigbus) {
     const uint64_t page = page_size();

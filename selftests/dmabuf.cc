@@ -3,6 +3,7 @@
 
 #include "alloc.h"
 #include "system.h"
+#include "unbind.h"
 
 #include <linux/dma-buf.h>
 #include <linux/dma-heap.h>
@@ -612,25 +613,7 @@ TEST_F(DmaBuf, TakenAwayWhileItIsBeingUsed) {
 
 // --- devices that go away ------------------------------------------------------
 
-class DmaBufUnbind : public DmaBuf {
-protected:
-    void SetUp() override {
-        DmaBuf::SetUp();
-        if (IsSkipped() || HasFatalFailure())
-            return;
-        keep.emplace(bdf);
-        ASSERT_EQ(driver_of(bdf), driver_name);
-    }
-
-    void TearDown() override {
-        EXPECT_OK(s.close());
-        if (keep) {
-            EXPECT_TRUE(keep->restore()) << "the device was not bound again";
-        }
-    }
-
-    std::optional<KeepDriver> keep;
-};
+class DmaBufUnbind : public Unbinding<DmaBuf> {};
 
 TEST_F(DmaBufUnbind, MemoryGoesWithTheDevice) {
     const uint64_t page = page_size();
@@ -663,9 +646,7 @@ TEST_F(DmaBufUnbind, MemoryGoesWithTheDevice) {
     EXPECT_OK(other.close());
     EXPECT_OK(s.close());
     // The dma-bufs outlive the session, as nothing.
-    ASSERT_OK(probe_driver(bdf));
-    s = Raw::open(bdf);
-    ASSERT_TRUE(s) << strerror(s.error());
+    ASSERT_NO_FATAL_FAILURE(come_back());
     Import again;
     for (const Fd& fd : fds)
         EXPECT_ERRNO(import_dmabuf(s, fd.get(), again), ENODEV);

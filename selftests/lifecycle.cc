@@ -3,6 +3,7 @@
 
 #include "fixture.h"
 #include "system.h"
+#include "unbind.h"
 
 #include <linux/vfio.h>
 
@@ -287,65 +288,9 @@ TEST_F(Lifecycle, MasksComeBackWithTheLastClose) {
     EXPECT_EQ(s.limits().coherent_dma_mask, bound.coherent_dma_mask);
 }
 
-TEST_F(Lifecycle, NodeIsRootsAlone) {
-    struct stat st = {};
-
-    ASSERT_EQ(stat(node_path(bdf).c_str(), &st), 0) << strerror(errno);
-    EXPECT_TRUE(S_ISCHR(st.st_mode));
-    EXPECT_EQ(st.st_mode & 07777u, 0600u);
-    EXPECT_EQ(st.st_uid, 0u);
-    EXPECT_EQ(st.st_gid, 0u);
-}
-
-TEST_F(Lifecycle, TranslatePhysNeedsCapSysAdmin) {
-    if (!iommu)
-        GTEST_SKIP() << "no IOMMU translates for the device";
-    const pid_t child = fork();
-
-    ASSERT_GE(child, 0);
-    if (child == 0) {
-        dmaprobe_extent extent = {};
-        dmaprobe_translate op = {};
-
-        op.flags = DMAPROBE_TRANSLATE_PHYS;
-        op.iova = 0x1000;
-        op.length = 0x1000;
-        op.nr_extents = 1;
-        op.extents = reinterpret_cast<uintptr_t>(&extent);
-        if (setuid(65534))
-            _exit(2);
-        if (s(op) != EPERM)
-            _exit(3);
-        op.flags = 0;
-        _exit(s(op) ? 4 : 0);
-    }
-    int status = 0;
-    ASSERT_TRUE(wait_for_child(child, seconds(20), status));
-    EXPECT_EQ(status, 0);
-}
-
 // --- the driver goes away --------------------------------------------------
 
-class Unbind : public Lifecycle {
-protected:
-    void SetUp() override {
-        Lifecycle::SetUp();
-        if (IsSkipped() || HasFatalFailure())
-            return;
-        keep.emplace(bdf);
-        ASSERT_EQ(driver_of(bdf), driver_name);
-    }
-
-    void TearDown() override {
-        // With the session closed the device is put back as at the start.
-        EXPECT_OK(s.close());
-        if (keep) {
-            EXPECT_TRUE(keep->restore()) << "the device was not bound again";
-        }
-    }
-
-    std::optional<KeepDriver> keep;
-};
+class Unbind : public Unbinding<Lifecycle> {};
 
 TEST_F(Unbind, WithAllLive) {
     const uint64_t page = page_size();
@@ -420,10 +365,7 @@ TEST_F(Unbind, WithAllLive) {
     EXPECT_OK(s.close());
     m.unmap();
 
-    ASSERT_OK(probe_driver(bdf));
-    ASSERT_EQ(driver_of(bdf), driver_name);
-    s = Raw::open(bdf);
-    ASSERT_TRUE(s) << strerror(s.error());
+    ASSERT_NO_FATAL_FAILURE(come_back());
     expect_gone();
     ranges->count = 0;
     EXPECT_OK(fill(s, b)) << "the new session does not work";
@@ -455,9 +397,7 @@ TEST_F(Unbind, AgainAndAgain) {
         ranges->count = 0;
         ASSERT_OK(fill(s, b));
         ASSERT_OK(unbind_driver(bdf));
-        ASSERT_OK(probe_driver(bdf));
-        s = Raw::open(bdf);
-        ASSERT_TRUE(s) << strerror(s.error());
+        ASSERT_NO_FATAL_FAILURE(come_back());
     }
 }
 

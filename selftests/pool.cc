@@ -291,22 +291,6 @@ TEST_F(Pool, BeyondTheMemlockLimit) {
     EXPECT_EQ(WEXITSTATUS(status), 0) << "a step of the child did not come out as it must";
 }
 
-TEST_F(Pool, NeedsCapSysRawio) {
-    const pid_t child = fork();
-
-    ASSERT_GE(child, 0);
-    if (child == 0) {
-        uint32_t id = 0;
-
-        if (!give_up_capability(CAP_SYS_RAWIO))
-            _exit(2);
-        _exit(create(s, id, 64) == EPERM ? 0 : 1);
-    }
-    int status = 0;
-    ASSERT_TRUE(wait_for_child(child, seconds(20), status));
-    EXPECT_EQ(status, 0);
-}
-
 // The kernel lists a device's pools in sysfs, for all sessions together.
 TEST_F(Pool, ListedWhileThereIsOne) {
     const std::string list = pci_path(bdf) + "/pools";
