@@ -211,7 +211,7 @@ static int tell(const struct dmaprobe_ucmd *ucmd)
  *
  * Return: 0, -EFAULT, or -EINVAL when the caller's struct is another one
  */
-static int fetch_same(const struct dmaprobe_op *op, struct dmaprobe_ucmd *ucmd)
+static __always_inline int fetch_same(const struct dmaprobe_op *op, struct dmaprobe_ucmd *ucmd)
 {
 	const u64 __user *from = ucmd->ubuffer;
 	u64 *to = ucmd->cmd;
@@ -246,23 +246,6 @@ static noinline int fetch_any(const struct dmaprobe_op *op, struct dmaprobe_ucmd
 				     ucmd->user_size);
 }
 
-/* Read the op's struct and check what all structs have in common. */
-static __always_inline int fetch(const struct dmaprobe_op *op, struct dmaprobe_ucmd *ucmd)
-{
-	const struct dmaprobe_nop *head = ucmd->cmd;
-	int ret;
-
-	ucmd->size = op->size;
-	ret = fetch_same(op, ucmd);
-	if (ret == -EINVAL)
-		ret = fetch_any(op, ucmd);
-	if (ret)
-		return ret;
-	/* Every struct begins like this one. */
-	if (head->flags & ~op->flags)
-		return -EOPNOTSUPP;
-	return 0;
-}
 
 /*
  * Let go of unplug_lock between two calls of a run; a run keeps it from one short
@@ -277,7 +260,7 @@ static void run_unlock(struct dmaprobe_ucmd *ucmd)
 	}
 }
 
-static bool lock(struct dmaprobe_ucmd *ucmd)
+static __always_inline bool lock(struct dmaprobe_ucmd *ucmd)
 {
 	struct rw_semaphore *sem = &ucmd->session->dd->unplug_lock;
 
@@ -316,17 +299,44 @@ static noinline int execute_alone(const struct dmaprobe_op *op, struct dmaprobe_
 	return execute(op, ucmd);
 }
 
-/* What failed may have failed for a fault that must not be taken under the lock. */
+/*
+ * Read the struct in the way that is always right. A fault that must not be taken
+ * under the lock is taken now.
+ */
 static noinline int fetch_again(const struct dmaprobe_op *op, struct dmaprobe_ucmd *ucmd,
 				int ret)
 {
-	if (ret != -EFAULT || !ucmd->run || !ucmd->run->locked)
-		return ret;
-	run_unlock(ucmd);
-	return fetch(op, ucmd);
+	bool locked = ucmd->run && ucmd->run->locked;
+
+	if (ret == -EINVAL)
+		ret = fetch_any(op, ucmd);
+	if (ret == -EFAULT && locked) {
+		run_unlock(ucmd);
+		ret = fetch_any(op, ucmd);
+	}
+	return ret;
 }
 
-static __always_inline int answer(struct dmaprobe_ucmd *ucmd, int ret)
+/* Read the op's struct and check what all structs have in common. */
+static __always_inline int fetch(const struct dmaprobe_op *op, struct dmaprobe_ucmd *ucmd)
+{
+	const struct dmaprobe_nop *head = ucmd->cmd;
+	int ret;
+
+	ucmd->size = op->size;
+	ret = fetch_same(op, ucmd);
+	if (unlikely(ret)) {
+		ret = fetch_again(op, ucmd, ret);
+		if (ret)
+			return ret;
+	}
+	/* Every struct begins like this one. */
+	if (head->flags & ~op->flags)
+		return -EOPNOTSUPP;
+	return 0;
+}
+
+static noinline int answer(struct dmaprobe_ucmd *ucmd, int ret)
 {
 	if (!ret) {
 		ret = tell(ucmd);
@@ -369,11 +379,8 @@ static __always_inline int dispatch(struct dmaprobe_ucmd *ucmd, unsigned int cmd
 
 	ucmd->cmd = &buf;
 	ret = fetch(op, ucmd);
-	if (unlikely(ret)) {
-		ret = fetch_again(op, ucmd, ret);
-		if (ret)
-			return ret;
-	}
+	if (ret)
+		return ret;
 
 	if (op->unlocked || op->exclusive) {
 		run_unlock(ucmd);
