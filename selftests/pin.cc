@@ -12,7 +12,6 @@
 #include <fcntl.h>
 #include <format>
 #include <linux/capability.h>
-#include <sstream>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -26,25 +25,6 @@ namespace {
 using std::chrono::seconds;
 
 constexpr uint64_t gib = uint64_t{1} << 30;
-
-// Pages that are pinned in the whole machine; nobody else pins in the lab.
-int64_t pinned_pages() {
-    // What the CPUs count by themselves is only added up at times.
-    if (write_text("/proc/sys/vm/stat_refresh", "1"))
-        return -1;
-    std::istringstream stats(read_text("/proc/vmstat"));
-    std::string name;
-    int64_t value = 0;
-    int64_t pinned = 0;
-
-    while (stats >> name >> value) {
-        if (name == "nr_foll_pin_acquired")
-            pinned += value;
-        if (name == "nr_foll_pin_released")
-            pinned -= value;
-    }
-    return pinned;
-}
 
 Memory anonymous(size_t length, int prot = PROT_READ | PROT_WRITE) {
     void* at = mmap(nullptr, length, prot, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

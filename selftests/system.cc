@@ -13,6 +13,7 @@
 #include <fstream>
 #include <iterator>
 #include <poll.h>
+#include <sstream>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -98,6 +99,24 @@ bool KeepDriver::restore() {
             probe_driver(bdf_);
     }
     return driver_of(bdf_) == driver_;
+}
+
+int64_t pinned_pages() {
+    // What the CPUs count by themselves is only added up at times.
+    if (write_text("/proc/sys/vm/stat_refresh", "1"))
+        return -1;
+    std::istringstream stats(read_text("/proc/vmstat"));
+    std::string name;
+    int64_t value = 0;
+    int64_t pinned = 0;
+
+    while (stats >> name >> value) {
+        if (name == "nr_foll_pin_acquired")
+            pinned += value;
+        if (name == "nr_foll_pin_released")
+            pinned -= value;
+    }
+    return pinned;
 }
 
 bool wait_for_child(pid_t child, milliseconds timeout, int& status) {

@@ -7,6 +7,7 @@
 #define SELFTESTS_SYSTEM_H
 
 #include <chrono>
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <sys/types.h>
@@ -52,6 +53,9 @@ private:
     std::string override_;
     bool module_;
 };
+
+/* User pages that are pinned in the whole machine; nobody else pins in the lab. */
+int64_t pinned_pages();
 
 /* How a process ended, and what it said. */
 struct Outcome {
