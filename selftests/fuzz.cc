@@ -930,6 +930,7 @@ protected:
                                         << " of command " << counts.surprise_of;
         EXPECT_TRUE(wait_for([&] { return pinned_pages() == pinned; }, seconds(5)))
             << "pages stay pinned";
+        EXPECT_EQ(dma_in_use(bdf), "");
         Raw fresh = Raw::open(bdf);
         ASSERT_TRUE(fresh) << strerror(fresh.error());
         dmaprobe_stats now = {};

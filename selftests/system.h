@@ -57,6 +57,12 @@ private:
 /* User pages that are pinned in the whole machine; nobody else pins in the lab. */
 int64_t pinned_pages();
 
+/*
+ * What the kernel's own records say that a device still has: mappings, where the
+ * kernel keeps book of them (CONFIG_DMA_API_DEBUG), and pools. Empty when it has none.
+ */
+std::string dma_in_use(const std::string& bdf);
+
 /* How a process ended, and what it said. */
 struct Outcome {
     int code = -1;     /* exit code; -1 when it did not exit by itself */
