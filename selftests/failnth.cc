@@ -41,11 +41,13 @@ public:
               std::pair{"failslab/verbose", "0"}, std::pair{"fail_page_alloc/ignore-gfp-wait", "N"},
               std::pair{"fail_page_alloc/ignore-gfp-highmem", "N"},
               std::pair{"fail_page_alloc/min-order", "0"},
-              std::pair{"fail_page_alloc/verbose", "0"}}) {
+              std::pair{"fail_page_alloc/verbose", "0"}, std::pair{"fail_usercopy/verbose", "0"}}) {
             const std::string path = std::format("{}{}", debugfs, file);
 
             if (!exists(path)) {
-                missing_ = path;
+                // Copies that fail are one kind more, where the kernel has it.
+                if (!path.contains("usercopy"))
+                    missing_ = path;
                 return;
             }
             before_.emplace_back(path, read_text(path));

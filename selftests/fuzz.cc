@@ -854,7 +854,9 @@ protected:
 
             target.sample.resize(op.size);
             op.sample(live, target.sample.data());
-            target.works = lacks(op, s).empty();
+            // Nothing bounces a dma-buf.
+            target.works =
+                lacks(op, s).empty() && (op.number != DMAPROBE_NR_MAP_DMABUF || !s.bounces());
             world.targets.push_back(std::move(target));
         }
     }
