@@ -124,7 +124,10 @@ std::string dma_in_use(const std::string& bdf) {
     std::string in_use = read_text(pci_path(bdf) + "/pools");
     std::string line;
 
-    while (std::getline(dump, line))
+    // Books that were closed keep what was in them.
+    const bool kept = read_text("/sys/kernel/debug/dma-api/disabled") != "Y";
+
+    while (kept && std::getline(dump, line))
         if (line.contains(bdf))
             in_use += line + "\n";
     return in_use;
