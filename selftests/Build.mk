@@ -12,6 +12,7 @@ SELFTEST_SRCS := \
 	selftests/cost.cc \
 	selftests/dmabuf.cc \
 	selftests/engine.cc \
+	selftests/failnth.cc \
 	selftests/fixture.cc \
 	selftests/fuzz.cc \
 	selftests/iova.cc \

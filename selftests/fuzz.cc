@@ -854,7 +854,9 @@ protected:
 
             target.sample.resize(op.size);
             op.sample(live, target.sample.data());
-            target.works = lacks(op, s).empty();
+            // Nothing bounces a dma-buf.
+            target.works =
+                lacks(op, s).empty() && (op.number != DMAPROBE_NR_MAP_DMABUF || !s.bounces());
             world.targets.push_back(std::move(target));
         }
     }
@@ -930,6 +932,7 @@ protected:
                                         << " of command " << counts.surprise_of;
         EXPECT_TRUE(wait_for([&] { return pinned_pages() == pinned; }, seconds(5)))
             << "pages stay pinned";
+        EXPECT_EQ(dma_in_use(bdf), "");
         Raw fresh = Raw::open(bdf);
         ASSERT_TRUE(fresh) << strerror(fresh.error());
         dmaprobe_stats now = {};

@@ -119,6 +119,20 @@ int64_t pinned_pages() {
     return pinned;
 }
 
+std::string dma_in_use(const std::string& bdf) {
+    std::istringstream dump(read_text("/sys/kernel/debug/dma-api/dump"));
+    std::string in_use = read_text(pci_path(bdf) + "/pools");
+    std::string line;
+
+    // Books that were closed keep what was in them.
+    const bool kept = read_text("/sys/kernel/debug/dma-api/disabled") != "Y";
+
+    while (kept && std::getline(dump, line))
+        if (line.contains(bdf))
+            in_use += line + "\n";
+    return in_use;
+}
+
 bool wait_for_child(pid_t child, milliseconds timeout, int& status) {
     return wait_for([&] { return waitpid(child, &status, WNOHANG) == child; }, timeout);
 }

@@ -54,8 +54,14 @@ private:
     bool module_;
 };
 
-/* Pages that are pinned in the whole machine; nobody else pins in the lab. */
+/* User pages that are pinned in the whole machine; nobody else pins in the lab. */
 int64_t pinned_pages();
+
+/*
+ * What the kernel's own records say that a device still has: mappings, where the
+ * kernel keeps book of them (CONFIG_DMA_API_DEBUG), and pools. Empty when it has none.
+ */
+std::string dma_in_use(const std::string& bdf);
 
 /* How a process ended, and what it said. */
 struct Outcome {
