@@ -31,6 +31,7 @@ SELFTEST_SRCS := \
 	selftests/sg.cc \
 	selftests/system.cc \
 	selftests/tool.cc \
+	selftests/unplug.cc \
 	selftests/uring.cc
 
 UNITTEST_SRCS := \
