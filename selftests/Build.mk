@@ -32,7 +32,8 @@ SELFTEST_SRCS := \
 	selftests/system.cc \
 	selftests/tool.cc \
 	selftests/unplug.cc \
-	selftests/uring.cc
+	selftests/uring.cc \
+	selftests/vfio.cc
 
 UNITTEST_SRCS := \
 	selftests/fixture.cc \
