@@ -34,7 +34,9 @@ SELFTEST_SRCS := \
 	selftests/stuck.cc \
 	selftests/system.cc \
 	selftests/tool.cc \
-	selftests/uring.cc
+	selftests/unplug.cc \
+	selftests/uring.cc \
+	selftests/vfio.cc
 
 UNITTEST_SRCS := \
 	selftests/fixture.cc \

@@ -83,6 +83,7 @@ Arena::Arena(const std::string& bdf) : s_(Raw::open(bdf)), page_(page_size()) {
     out.id = base_alloc_.id;
     if (!s_(out))
         dmabuf_ = Fd(out.fd);
+    charged_at_start_ = charged();
     at_start_ = count_objects(s_);
     if (at_start_ < 0)
         error_ = ENODEV;
@@ -316,6 +317,62 @@ void Arena::turn(Make kind, Dice& dice) {
             end(kind, id, dice);
     } else if (const uint32_t id = slot.load()) {
         use(id, what == 4 ? dice(6) : static_cast<unsigned>(family_of(kind)), dice);
+    }
+}
+
+void Arena::turn_unanswered(Dice& dice) {
+    const Memory place = Memory::fenced(page_);
+    const auto attempt = [&]<class T>(T op) {
+        op.size = sizeof(op);
+        memcpy(place.data(), &op, sizeof(op));
+        if (!place.protect(PROT_READ))
+            return check("mprotect", errno);
+        const int err = submit(s_.fd(), CommandOf<T>::value, place.data());
+        // EFAULT is right; a success would be a lie.
+        return check("unanswered", err == EFAULT ? EBUSY : err ? err : EPROTO);
+    };
+
+    if (!place)
+        return;
+    switch (dice(5)) {
+    case 0: {
+        dmaprobe_buffer_alloc op = {};
+
+        op.length = 2 * page_;
+        attempt(op);
+        return;
+    }
+    case 1: {
+        dmaprobe_map op = {};
+
+        op.kind = DMAPROBE_MAP_PAGE;
+        op.buffer_id = base_.id;
+        op.length = page_;
+        attempt(op);
+        return;
+    }
+    case 2: {
+        dmaprobe_alloc op = {};
+
+        op.length = 2 * page_;
+        attempt(op);
+        return;
+    }
+    case 3: {
+        dmaprobe_buffer_pin op = {};
+
+        op.addr = own_.address();
+        op.length = page_;
+        attempt(op);
+        return;
+    }
+    default: {
+        dmaprobe_pool_alloc op = {};
+
+        op.pool_id = base_pool_;
+        attempt(op);
+        return;
+    }
     }
 }
 
@@ -553,6 +610,12 @@ void Arena::clear() {
     }
     for (uint64_t at = 0; iova_ && at < 8 * page_; at += page_)
         s_.unlink(base_iova_.id, at, page_);
+}
+
+int64_t Arena::charged() const {
+    dmaprobe_stats op = {};
+
+    return s_(op) ? -1 : static_cast<int64_t>(op.charged) - charged_at_start_;
 }
 
 int64_t Arena::left_over() const {

@@ -78,6 +78,12 @@ public:
     /* The same about an object of any kind. */
     void turn(Dice& dice) { turn(static_cast<Make>(dice(nr_makes)), dice); }
 
+    /*
+     * Make an object whose id cannot be told, for the struct cannot be written. It is gone
+     * when the call returns, unless another thread was quicker; so live() does not count it.
+     */
+    void turn_unanswered(Dice& dice);
+
     /* Objects that were made and not destroyed, as the threads have counted. */
     int64_t live() const { return live_; }
     /* Calls that did what they are for. */
@@ -91,6 +97,8 @@ public:
     void clear();
     /* Objects there are beyond those at the start, as the module counts. */
     int64_t left_over() const;
+    /* Bytes that are charged beyond those at the start. */
+    int64_t charged() const;
 
 private:
     int destroy(Make make, uint32_t id, Dice& dice);
@@ -119,6 +127,7 @@ private:
     Fd dmabuf_;
     Fd sink_; /* to touch memory without a SIGBUS */
     int64_t at_start_ = 0;
+    int64_t charged_at_start_ = 0;
 
     std::array<std::array<std::atomic<uint32_t>, 4>, nr_makes> ids_ = {};
     std::atomic<int64_t> live_ = 0;

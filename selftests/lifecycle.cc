@@ -5,8 +5,6 @@
 #include "system.h"
 #include "unbind.h"
 
-#include <linux/vfio.h>
-
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -464,98 +462,6 @@ TEST_F(Unbind, ModuleComesBack) {
         << "the device was not bound again";
     s = Raw::open(bdf);
     ASSERT_TRUE(s) << strerror(s.error());
-}
-
-// --- VFIO beside a session --------------------------------------------------
-
-class VfioCdev : public Lifecycle {
-protected:
-    void SetUp() override {
-        Lifecycle::SetUp();
-        if (IsSkipped() || HasFatalFailure())
-            return;
-        std::error_code none;
-        for (const auto& entry :
-             std::filesystem::directory_iterator(pci_path(bdf) + "/vfio-dev", none))
-            path = "/dev/vfio/devices/" + entry.path().filename().string();
-        if (!exists("/dev/iommu"))
-            GTEST_SKIP() << "this kernel has no /dev/iommu";
-        if (path.empty() || !exists(path))
-            GTEST_SKIP() << "this kernel has no VFIO device nodes";
-    }
-
-    // Open the VFIO device and bind it to an iommufd, which opens it for real.
-    int open_vfio(Fd& device, Fd& iommufd) const {
-        device = Fd(open(path.c_str(), O_RDWR | O_CLOEXEC));
-        if (!device)
-            return errno;
-        iommufd = Fd(open("/dev/iommu", O_RDWR | O_CLOEXEC));
-        if (!iommufd)
-            return errno;
-        vfio_device_bind_iommufd bind = {};
-        bind.argsz = sizeof(bind);
-        bind.iommufd = iommufd.get();
-        return ioctl(device.get(), VFIO_DEVICE_BIND_IOMMUFD, &bind) ? errno : 0;
-    }
-
-    int enable(const Raw& session, bool on) const {
-        dmaprobe_enable op = {};
-
-        op.enable = on;
-        return session(op);
-    }
-
-    std::string path;
-};
-
-TEST_F(VfioCdev, EnabledSessionKeepsVfioOut) {
-    Raw other = Raw::open(bdf);
-    Fd device;
-    Fd iommufd;
-
-    ASSERT_TRUE(other);
-    ASSERT_OK(enable(s, true));
-    ASSERT_OK(enable(other, true));
-    EXPECT_ERRNO(open_vfio(device, iommufd), EBUSY);
-    EXPECT_OK(device.close());
-    ASSERT_OK(enable(s, false));
-    EXPECT_ERRNO(open_vfio(device, iommufd), EBUSY) << "another session has it enabled";
-    EXPECT_OK(device.close());
-    ASSERT_OK(other.close());
-    EXPECT_OK(open_vfio(device, iommufd)) << "nobody has it enabled any more";
-}
-
-TEST_F(VfioCdev, OpenVfioDeviceKeepsSessionsOut) {
-    Fd device;
-    Fd iommufd;
-
-    ASSERT_OK(open_vfio(device, iommufd));
-    EXPECT_ERRNO(enable(s, true), EBUSY);
-    EXPECT_OK(enable(s, false)) << "giving up what one does not have";
-    ASSERT_OK(device.close());
-    EXPECT_OK(enable(s, true));
-    EXPECT_OK(enable(s, false));
-    EXPECT_OK(open_vfio(device, iommufd)) << "for a second time";
-}
-
-// Mappings are the session's, whatever becomes of the VFIO device.
-TEST_F(VfioCdev, MappingsOutliveTheVfioDevice) {
-    Fd device;
-    Fd iommufd;
-    Buffer b;
-    dmaprobe_map map = {};
-
-    if (!iommu)
-        GTEST_SKIP() << "no IOMMU translates for the device";
-    ASSERT_OK(s.alloc(b, page_size()));
-    map.buffer_id = b.id;
-    map.length = page_size();
-    ASSERT_OK(s(map));
-    ASSERT_OK(open_vfio(device, iommufd));
-    expect_leads_to(map.dma_addr, page_size(), b, 0);
-    ASSERT_OK(device.close());
-    ASSERT_OK(iommufd.close());
-    expect_leads_to(map.dma_addr, page_size(), b, 0);
 }
 
 // --- threads ----------------------------------------------------------------

@@ -2,12 +2,15 @@
 // The dmaprobe command: reads the command line and hands over to a verb.
 #include <algorithm>
 #include <array>
+#include <csignal>
 #include <cstdio>
 #include <exception>
 #include <format>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 
@@ -147,11 +150,38 @@ int run(int argc, char** argv) {
     return (run != nullptr ? run : chosen->run)(args);
 }
 
+volatile std::sig_atomic_t json_wanted = 0;
+
+/// The kernel takes the registers from below a program whose device goes (sysfs' `resourceN`).
+void on_sigbus(int) {
+    constexpr std::string_view message =
+        "dmaprobe: the device was unplugged: its registers are gone\n";
+    constexpr std::string_view document = "{\n  \"error\": {\n    \"message\": \"the device was "
+                                          "unplugged: its registers are gone\",\n"
+                                          "    \"errno\": \"ENODEV\",\n    \"exit\": 1\n  }\n}\n";
+    [[maybe_unused]] ssize_t written = ::write(STDERR_FILENO, message.data(), message.size());
+
+    if (json_wanted)
+        written = ::write(STDOUT_FILENO, document.data(), document.size());
+    ::_exit(exit_code::failed);
+}
+
 } // namespace
+
+/// A device that goes at the wrong moment is a failure to be told, not a crash.
+void end_on_sigbus(int argc, char** argv) {
+    struct sigaction action{};
+
+    json_wanted =
+        std::any_of(argv, argv + argc, [](std::string_view word) { return word == "--json"; });
+    action.sa_handler = on_sigbus;
+    ::sigaction(SIGBUS, &action, nullptr);
+}
 
 } // namespace tool
 
 int main(int argc, char** argv) {
+    tool::end_on_sigbus(argc, argv);
     try {
         return tool::run(argc, argv);
     } catch (const std::exception& error) {

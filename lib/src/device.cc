@@ -308,6 +308,13 @@ Result<void> DeviceAccess::enable(bool on) const {
                           static_cast<std::uint16_t>(on ? *command | bits : *command & ~bits));
 }
 
+Result<void> DeviceAccess::check_present(std::string_view op) const {
+    if (!state_->open)
+        return std::unexpected(Error{EBADF, op, "the device is closed"});
+    dmaprobe_version arg{};
+    return state_->channel->call(DMAPROBE_VERSION, op, arg);
+}
+
 Result<void> DeviceAccess::reset() const {
     if (!state_->open)
         return std::unexpected(Error{EBADF, "reset", "the device is closed"});

@@ -89,14 +89,28 @@ Result<void> Engine::note(Result<void> result) {
     return result;
 }
 
+/// What a transfer came to does not count when the device went meanwhile: nothing was mapped any
+/// more, which not every device notices.
+Result<void> Engine::to_device(Iova src, Size length, Size device_offset) {
+    auto moved = do_to_device(src, length, device_offset);
+    auto there = check_present("copy_to_device");
+    return there ? std::move(moved) : std::move(there);
+}
+
+Result<void> Engine::from_device(Iova dst, Size length, Size device_offset) {
+    auto moved = do_from_device(dst, length, device_offset);
+    auto there = check_present("copy_from_device");
+    return there ? std::move(moved) : std::move(there);
+}
+
 Result<void> Engine::copy_to_device(Iova src, Size length, Size device_offset) {
     auto ok = check_transfer("copy_to_device", src, length, device_offset);
-    return note(ok ? do_to_device(src, length, device_offset) : std::move(ok));
+    return note(ok ? to_device(src, length, device_offset) : std::move(ok));
 }
 
 Result<void> Engine::copy_from_device(Iova dst, Size length, Size device_offset) {
     auto ok = check_transfer("copy_from_device", dst, length, device_offset);
-    return note(ok ? do_from_device(dst, length, device_offset) : std::move(ok));
+    return note(ok ? from_device(dst, length, device_offset) : std::move(ok));
 }
 
 Result<void> Engine::copy(Iova dst, Iova src, Size length) {
@@ -107,9 +121,9 @@ Result<void> Engine::copy(Iova dst, Iova src, Size length) {
     const Size step = std::min(traits_.max_transfer, traits_.device_memory);
     for (Size done; done < length;) {
         const Size part = std::min(step, length - done);
-        if (auto moved = do_to_device(src + done, part, Size()); !moved)
+        if (auto moved = to_device(src + done, part, Size()); !moved)
             return note(std::move(moved));
-        if (auto moved = do_from_device(dst + done, part, Size()); !moved)
+        if (auto moved = from_device(dst + done, part, Size()); !moved)
             return note(std::move(moved));
         done += part;
     }

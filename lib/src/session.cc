@@ -46,11 +46,15 @@ Result<void> Channel::close() {
 Result<void> Channel::call(unsigned long request, std::string_view op, void* arg) const {
     if (fd_ < 0)
         return std::unexpected(Error{EBADF, op, "the session is closed"});
+    Result<void> done;
     if (ring_)
-        return ring_->call(fd_, request, op, arg);
-    if (::ioctl(fd_, request, arg) < 0)
-        return std::unexpected(Error{errno, op, {}});
-    return {};
+        done = ring_->call(fd_, request, op, arg);
+    else if (::ioctl(fd_, request, arg) < 0)
+        done = std::unexpected(Error{errno, op, {}});
+    if (!done && done.error().code == ENODEV)
+        done.error().detail =
+            std::format("{} was unplugged, or unbound from dmaprobe", bdf_.to_string());
+    return done;
 }
 
 std::string_view to_string(Transport transport) noexcept {

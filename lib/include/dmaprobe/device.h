@@ -123,6 +123,11 @@ public:
     /// sysfs through Session::enable().
     Result<void> enable(bool on) const;
 
+    /// Whether the device is still there: ENODEV when it was unplugged or unbound. Its registers
+    /// may then read as all ones, or accesses to a Bar give SIGBUS; by VFIO, the kernel waits with
+    /// the removal until this object is closed.
+    [[nodiscard]] Result<void> check_present(std::string_view op) const;
+
     /// Reset the function (VFIO_DEVICE_RESET, or sysfs' reset) and enable it again. EOPNOTSUPP when
     /// it has no reset of its own.
     Result<void> reset() const;

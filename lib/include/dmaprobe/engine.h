@@ -40,6 +40,8 @@ struct EngineTraits {
 /// - Success says that the device has finished. Whether bytes arrived is for the caller to see, in
 ///   memory and in the fault log (fault.h): a device need not notice that the IOMMU stopped it
 ///   (EngineTraits::sees_faults).
+/// - When the device is unplugged or unbound meanwhile, a call answers ENODEV, whatever the device
+///   did with the transfer.
 /// - It never touches the session's masks: set EngineTraits::dma_mask with Session::set_mask()
 /// before
 ///   anything is mapped.
@@ -76,7 +78,7 @@ public:
     /// @param length bytes, at least 1, at most EngineTraits::max_transfer
     /// @param device_offset where in the device's memory they go
     /// EINVAL: length, alignment or device_offset are not possible. ERANGE: addresses beyond the
-    /// mask. ETIMEDOUT, EIO: the device failed.
+    /// mask. ETIMEDOUT, EIO: the device failed. ENODEV: it is gone.
     Result<void> copy_to_device(Iova src, Size length, Size device_offset = Size());
     /// The device writes its own memory to memory; as copy_to_device().
     Result<void> copy_from_device(Iova dst, Size length, Size device_offset = Size());
@@ -98,7 +100,15 @@ public:
 
 protected:
     /// @param traits static storage
-    explicit Engine(const EngineTraits& traits) noexcept : traits_(traits) {}
+    /// @param device what it reaches the device by; null when there is none that could go away
+    explicit Engine(const EngineTraits& traits, const DeviceAccess* device = nullptr) noexcept
+        : traits_(traits), device_(device) {}
+
+    /// Whether the device is still there. To be asked before its registers are touched, each time
+    /// anew: those of a device that is gone are no more to be touched.
+    [[nodiscard]] Result<void> check_present(std::string_view op) const {
+        return device_ != nullptr ? device_->check_present(op) : Result<void>();
+    }
 
     /// One transfer, whose arguments have been checked against the traits.
     virtual Result<void> do_to_device(Iova src, Size length, Size device_offset) = 0;
@@ -111,9 +121,12 @@ private:
     [[nodiscard]] Result<void> check(std::string_view op, Iova iova, Size length) const;
     [[nodiscard]] Result<void> check_transfer(std::string_view op, Iova iova, Size length,
                                               Size device_offset) const;
+    Result<void> to_device(Iova src, Size length, Size device_offset);
+    Result<void> from_device(Iova dst, Size length, Size device_offset);
     Result<void> note(Result<void> result);
 
     const EngineTraits& traits_;
+    const DeviceAccess* device_;
     std::chrono::milliseconds deadline_{2000};
     std::optional<Error> last_error_;
 };

@@ -34,7 +34,7 @@ constexpr std::uint64_t memory_start = 0x40000; // where transfers see the devic
 
 class Edu final : public Engine {
 public:
-    explicit Edu(Bar bar) : Engine(edu.traits), bar_(std::move(bar)) {}
+    Edu(const DeviceAccess& device, Bar bar) : Engine(edu.traits, &device), bar_(std::move(bar)) {}
 
     /// Make sure that it is the device it should be, and that it answers.
     Result<void> check_alive() const {
@@ -77,6 +77,8 @@ private:
 
     Result<void> transfer(std::string_view op, std::uint64_t src, std::uint64_t dst, Size length,
                           std::uint64_t command) {
+        if (auto there = check_present(op); !there)
+            return there;
         // While a transfer runs, writes to the registers are ignored.
         const auto before = bar_.read64(reg_command);
         if (!before)
@@ -99,6 +101,8 @@ private:
         for (;;) {
             // The clock is read first, so that a long sleep is followed by one more look.
             const bool late = std::chrono::steady_clock::now() >= end;
+            if (auto there = check_present(op); !there)
+                return there;
             const auto command = bar_.read64(reg_command);
             if (!command)
                 return std::unexpected(command.error());
@@ -121,7 +125,7 @@ Result<std::unique_ptr<Engine>> create(const DeviceAccess& device) {
     auto bar = device.bar(0);
     if (!bar)
         return std::unexpected(std::move(bar.error()));
-    auto engine = std::make_unique<Edu>(std::move(*bar));
+    auto engine = std::make_unique<Edu>(device, std::move(*bar));
     if (auto alive = engine->check_alive(); !alive)
         return std::unexpected(std::move(alive.error()));
     return engine;

@@ -1,0 +1,370 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// VFIO beside dmaprobe: who may have the device, its group and its registers.
+
+#include "alloc.h"
+#include "arena.h"
+#include "fixture.h"
+#include "system.h"
+#include "unbind.h"
+
+#include <linux/vfio.h>
+
+#include <array>
+#include <atomic>
+#include <cerrno>
+#include <csignal>
+#include <cstring>
+#include <fcntl.h>
+#include <filesystem>
+#include <format>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <thread>
+#include <unistd.h>
+
+namespace selftest {
+namespace {
+
+namespace fs = std::filesystem;
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+// VFIO's node of a function, or nothing.
+std::string cdev_of(const std::string& bdf) {
+    std::error_code none;
+
+    for (const auto& entry : fs::directory_iterator(pci_path(bdf) + "/vfio-dev", none)) {
+        std::string path = "/dev/vfio/devices/" + entry.path().filename().string();
+
+        if (exists(path))
+            return path;
+    }
+    return {};
+}
+
+std::string group_of(const std::string& bdf) {
+    std::error_code none;
+
+    return fs::read_symlink(pci_path(bdf) + "/iommu_group", none).filename().string();
+}
+
+// Open a function's VFIO node and bind it to an iommufd, which opens it for real. 0 or errno.
+int open_cdev(const std::string& bdf, Fd& device, Fd& iommufd) {
+    vfio_device_bind_iommufd bind = {};
+
+    device = Fd(open(cdev_of(bdf).c_str(), O_RDWR | O_CLOEXEC));
+    if (!device)
+        return errno;
+    iommufd = Fd(open("/dev/iommu", O_RDWR | O_CLOEXEC));
+    if (!iommufd)
+        return errno;
+    bind.argsz = sizeof(bind);
+    bind.iommufd = iommufd.get();
+    return ioctl(device.get(), VFIO_DEVICE_BIND_IOMMUFD, &bind) ? errno : 0;
+}
+
+// Open a function's group, and claim it for a container. 0 or errno.
+int claim_group(const std::string& bdf, Fd& group, Fd& container) {
+    group = Fd(open(("/dev/vfio/" + group_of(bdf)).c_str(), O_RDWR | O_CLOEXEC));
+    if (!group)
+        return errno;
+    container = Fd(open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC));
+    if (!container)
+        return errno;
+    const int fd = container.get();
+    return ioctl(group.get(), VFIO_GROUP_SET_CONTAINER, &fd) ? errno : 0;
+}
+
+int enable(const Raw& session, bool on) {
+    dmaprobe_enable op = {};
+
+    op.enable = on;
+    return session(op);
+}
+
+// A page that is mapped for the device.
+struct Mapped {
+    Buffer buffer;
+    dmaprobe_map map = {};
+
+    int make(const Raw& s) {
+        if (const int err = s.alloc(buffer, page_size()))
+            return err;
+        map.kind = DMAPROBE_MAP_PAGE;
+        map.buffer_id = buffer.id;
+        map.length = page_size();
+        return s(map);
+    }
+};
+
+// --- VFIO's node of the device ----------------------------------------------------
+
+class VfioCdev : public Unbinding<DeviceTest> {
+protected:
+    void SetUp() override {
+        Unbinding<DeviceTest>::SetUp();
+        if (IsSkipped() || HasFatalFailure())
+            return;
+        if (!exists("/dev/iommu"))
+            GTEST_SKIP() << "this kernel has no /dev/iommu";
+        if (cdev_of(bdf).empty())
+            GTEST_SKIP() << "this kernel has no VFIO device nodes";
+    }
+
+    int open_vfio(Fd& device, Fd& iommufd) const { return open_cdev(bdf, device, iommufd); }
+};
+
+TEST_F(VfioCdev, EnabledSessionKeepsVfioOut) {
+    Raw other = Raw::open(bdf);
+    Fd device;
+    Fd iommufd;
+
+    ASSERT_TRUE(other);
+    ASSERT_OK(enable(s, true));
+    ASSERT_OK(enable(other, true));
+    EXPECT_ERRNO(open_vfio(device, iommufd), EBUSY);
+    EXPECT_OK(device.close());
+    ASSERT_OK(enable(s, false));
+    EXPECT_ERRNO(open_vfio(device, iommufd), EBUSY) << "another session has it enabled";
+    EXPECT_OK(device.close());
+    ASSERT_OK(other.close());
+    EXPECT_OK(open_vfio(device, iommufd)) << "nobody has it enabled any more";
+}
+
+TEST_F(VfioCdev, OpenVfioDeviceKeepsSessionsOut) {
+    Fd device;
+    Fd iommufd;
+
+    ASSERT_OK(open_vfio(device, iommufd));
+    EXPECT_ERRNO(enable(s, true), EBUSY);
+    EXPECT_OK(enable(s, false)) << "giving up what one does not have";
+    ASSERT_OK(device.close());
+    EXPECT_OK(enable(s, true));
+    EXPECT_OK(enable(s, false));
+    EXPECT_OK(open_vfio(device, iommufd)) << "for a second time";
+}
+
+// Mappings are the session's, whatever becomes of the VFIO device.
+TEST_F(VfioCdev, MappingsOutliveTheVfioDevice) {
+    Fd device;
+    Fd iommufd;
+    Buffer b;
+    dmaprobe_map map = {};
+
+    if (!iommu)
+        GTEST_SKIP() << "no IOMMU translates for the device";
+    ASSERT_OK(s.alloc(b, page_size()));
+    map.buffer_id = b.id;
+    map.length = page_size();
+    ASSERT_OK(s(map));
+    ASSERT_OK(open_vfio(device, iommufd));
+    expect_leads_to(map.dma_addr, page_size(), b, 0);
+    ASSERT_OK(device.close());
+    ASSERT_OK(iommufd.close());
+    expect_leads_to(map.dma_addr, page_size(), b, 0);
+}
+
+// Of two processes, the first has it, until it dies.
+TEST_F(VfioCdev, TwoProcesses) {
+    std::array<int, 2> ends{};
+
+    ASSERT_EQ(pipe2(ends.data(), O_CLOEXEC), 0);
+    const Fd out(ends[0]);
+    Fd in(ends[1]);
+    const pid_t child = fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+        Fd device;
+        Fd iommufd;
+
+        if (open_vfio(device, iommufd) || write(in.get(), "x", 1) != 1)
+            _exit(1);
+        for (;;)
+            pause();
+    }
+    in.close();
+    char byte = 0;
+    EXPECT_EQ(read(out.get(), &byte, 1), 1) << "the child could not open it";
+    Fd device;
+    Fd iommufd;
+    for (int i = 0; i < 3; i++)
+        EXPECT_ERRNO(open_vfio(device, iommufd), EINVAL) << "opened twice";
+    EXPECT_ERRNO(enable(s, true), EBUSY);
+    kill(child, SIGKILL);
+    int status = -1;
+    ASSERT_TRUE(wait_for_child(child, seconds(20), status));
+    EXPECT_OK(open_vfio(device, iommufd)) << "the first one has died";
+    EXPECT_OK(device.close());
+    EXPECT_OK(enable(s, true));
+}
+
+// Threads ask for the registers, by VFIO and by sessions: one or the other has them.
+TEST_F(VfioCdev, RaceForTheRegisters) {
+    const auto end = std::chrono::steady_clock::now() + milliseconds(1200);
+    std::atomic<int> by_vfio = 0;
+    std::atomic<int> by_session = 0;
+    std::atomic<int> together = 0;
+    std::atomic<int> odd = 0;
+    std::vector<std::thread> threads;
+
+    threads.reserve(4);
+    for (int t = 0; t < 4; t++) {
+        threads.emplace_back([&, t] {
+            while (std::chrono::steady_clock::now() < end) {
+                const Raw own = Raw::open(bdf);
+                Fd device;
+                Fd iommufd;
+                const int err = t < 2 ? open_vfio(device, iommufd) : enable(own, true);
+
+                if (err) {
+                    if (err != EBUSY && (t >= 2 || err != EINVAL))
+                        odd = err;
+                    continue;
+                }
+                (t < 2 ? by_vfio : by_session)++;
+                if (by_vfio > 0 && by_session > 0)
+                    together++;
+                std::this_thread::sleep_for(milliseconds(1));
+                (t < 2 ? by_vfio : by_session)--;
+                // Let go in one or the other order.
+                if (t == 0)
+                    iommufd.close();
+            }
+        });
+    }
+    for (std::thread& thread : threads)
+        thread.join();
+    EXPECT_ERRNO(odd.load(), 0);
+    EXPECT_EQ(together.load(), 0) << "both had them at once";
+    EXPECT_OK(enable(s, true));
+}
+
+// A reset by VFIO takes nothing from the sessions, whatever they are doing.
+TEST_F(VfioCdev, ResetUnderAllCalls) {
+    Arena arena(bdf);
+    Mapped mapped;
+    Fd device;
+    Fd iommufd;
+
+    ASSERT_OK(arena.error());
+    ASSERT_OK(mapped.make(s));
+    ASSERT_OK(open_vfio(device, iommufd));
+    if (ioctl(device.get(), VFIO_DEVICE_RESET))
+        GTEST_SKIP() << "the function cannot be reset: " << strerror(errno);
+    {
+        std::atomic<bool> stop = false;
+        std::vector<std::thread> threads;
+
+        threads.reserve(3);
+        for (unsigned t = 0; t < 3; t++) {
+            threads.emplace_back([&, t] {
+                Dice dice(t);
+
+                while (!stop && !arena.gone())
+                    arena.turn(dice);
+            });
+        }
+        for (int i = 0; i < 8; i++) {
+            EXPECT_EQ(ioctl(device.get(), VFIO_DEVICE_RESET), 0) << strerror(errno);
+            if (iommu)
+                expect_leads_to(mapped.map.dma_addr, page_size(), mapped.buffer, 0);
+        }
+        stop = true;
+        for (std::thread& thread : threads)
+            thread.join();
+    }
+    EXPECT_EQ(arena.odd(), "");
+    EXPECT_EQ(arena.left_over(), arena.live());
+    EXPECT_OK(arena.close());
+}
+
+// The driver is unbound while the VFIO device is open: sessions end at once, and the unbind
+// waits until it is closed.
+TEST_F(VfioCdev, UnbindWaitsForWhoHasItOpen) {
+    std::atomic<bool> done = false;
+    Fd device;
+    Fd iommufd;
+    Mapped mapped;
+    dmaprobe_version version = {};
+
+    ASSERT_OK(mapped.make(s));
+    ASSERT_OK(open_vfio(device, iommufd));
+    std::thread unbinder([&] {
+        unbind_driver(bdf);
+        done = true;
+    });
+    EXPECT_TRUE(wait_for([&] { return s(version) == ENODEV; }, seconds(10)));
+    std::this_thread::sleep_for(milliseconds(100));
+    EXPECT_FALSE(done.load()) << "unbound while it is open";
+    EXPECT_OK(device.close());
+    EXPECT_OK(iommufd.close());
+    unbinder.join();
+    EXPECT_EQ(driver_of(bdf), "");
+    EXPECT_OK(s.close());
+    ASSERT_NO_FATAL_FAILURE(come_back());
+    EXPECT_OK(open_vfio(device, iommufd));
+}
+
+// --- groups -----------------------------------------------------------------------
+
+class VfioGroup : public Unbinding<DeviceTest> {
+protected:
+    void SetUp() override {
+        Unbinding<DeviceTest>::SetUp();
+        if (IsSkipped() || HasFatalFailure())
+            return;
+        if (group_of(bdf).empty())
+            GTEST_SKIP() << "the device has no IOMMU group";
+        if (!exists("/dev/vfio/" + group_of(bdf)) || !exists("/dev/vfio/vfio"))
+            GTEST_SKIP() << "this kernel has no VFIO groups";
+    }
+};
+
+// The kernel has the group's DMA for as long as the device is bound.
+TEST_F(VfioGroup, IsNotToBeClaimedWhileBound) {
+    Mapped mapped;
+
+    ASSERT_OK(mapped.make(s));
+    for (int i = 0; i < 3; i++) {
+        Fd group;
+        Fd container;
+        vfio_group_status status = {};
+
+        EXPECT_ERRNO(claim_group(bdf, group, container), EPERM);
+        status.argsz = sizeof(status);
+        ASSERT_EQ(ioctl(group.get(), VFIO_GROUP_GET_STATUS, &status), 0);
+        EXPECT_FALSE(status.flags & VFIO_GROUP_FLAGS_CONTAINER_SET);
+        EXPECT_LT(ioctl(group.get(), VFIO_GROUP_GET_DEVICE_FD, bdf.c_str()), 0);
+    }
+    if (iommu)
+        expect_leads_to(mapped.map.dma_addr, page_size(), mapped.buffer, 0);
+    EXPECT_OK(s.unmap(mapped.map.id));
+}
+
+// With an iommufd for a container, the device can be had: as by its node, without the DMA.
+TEST_F(VfioGroup, OfAnIommufdGivesTheRegistersAlone) {
+    Mapped mapped;
+    const Fd iommufd(open("/dev/iommu", O_RDWR | O_CLOEXEC));
+    const Fd group(open(("/dev/vfio/" + group_of(bdf)).c_str(), O_RDWR | O_CLOEXEC));
+    const int fd = iommufd.get();
+
+    if (!iommufd)
+        GTEST_SKIP() << "this kernel has no /dev/iommu";
+    ASSERT_TRUE(group) << strerror(errno);
+    ASSERT_OK(mapped.make(s));
+    if (ioctl(group.get(), VFIO_GROUP_SET_CONTAINER, &fd))
+        GTEST_SKIP() << "an iommufd is no container here: " << strerror(errno);
+    Fd device(ioctl(group.get(), VFIO_GROUP_GET_DEVICE_FD, bdf.c_str()));
+    if (device) {
+        EXPECT_ERRNO(enable(s, true), EBUSY);
+    }
+    if (iommu)
+        expect_leads_to(mapped.map.dma_addr, page_size(), mapped.buffer, 0);
+    device.close();
+    EXPECT_OK(enable(s, true));
+    EXPECT_OK(s.unmap(mapped.map.id));
+}
+
+} // namespace
+} // namespace selftest
