@@ -21,10 +21,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent / "lab"))
+import coverage  # noqa: E402
+import guest  # noqa: E402
+import kernels  # noqa: E402
+
 CHECKOUT = Path(__file__).resolve().parent.parent
 LAB = [str(CHECKOUT / "selftests/lab/lab.py")]
 SCHEMA = CHECKOUT / "tools/schema/info.schema.json"
 SANITIZED = "build/san"
+COVERAGE = CHECKOUT / "build/coverage"
 
 # The ways by which the selftests make their calls ($DMAPROBE_TRANSPORT), and what
 # runs by each. Tests of the tool and of the engines go by the library, whatever
@@ -144,9 +150,13 @@ def in_guest(suite: "Suite") -> Report:
                       "code=$?; "
                       "echo; echo \"# check: exit $code\"; [ $code = 0 ] || all=$code")
     script.append("exit $all")
+    options = [*suite.options, "--deadline", str(suite.deadline)]
+    if suite.coverage:
+        options += ["--coverage", str(suite.coverage)]
+        suite.coverage.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        code, out, err = call([*LAB, "run", *suite.options, "--deadline", "1500", "--out", scratch,
-                               "--", "sh", "-c", "\n".join(script)], 2400)
+        code, out, err = call([*LAB, "run", *options, "--out", scratch,
+                               "--", "sh", "-c", "\n".join(script)], suite.deadline + 900)
         report = parse_passes(out, code, suite.transports)
         if code:
             report.notes += err
@@ -369,10 +379,58 @@ def check_keeps_transports_apart() -> None:
            [("ioctl: a", "failed"), passed[1]], "bad")
 
 
+def lab_layers_kernel_options() -> None:
+    """A later fragment goes over an earlier one, and what Kconfig refuses is told."""
+    options = kernels.options_in("# text\nCONFIG_A=y\nCONFIG_B=1\n# CONFIG_C is not set\n"
+                                 "CONFIG_B=2\nCONFIG_A_B=y\n# CONFIG_A is not set\n")
+    expect(list(options.values()) == ["# CONFIG_A is not set", "CONFIG_B=2",
+                                      "# CONFIG_C is not set", "CONFIG_A_B=y"], options)
+    expect(kernels.not_taken(options, "CONFIG_B=2\nCONFIG_A_B=y\n") == [], "all taken")
+    expect(kernels.not_taken(options, "CONFIG_A=m\nCONFIG_B=1\n# CONFIG_C is not set\n") ==
+           ["# CONFIG_A is not set", "CONFIG_B=2", "CONFIG_A_B=y"], "three lost")
+
+
+def lab_tells_unfounded_reports() -> None:
+    """What the DMA API's checker says of callers that are right fails no run; all else does."""
+    sync = "DMA-API: dmaprobe 0000:01:00.0: device driver tries to sync DMA memory it has " \
+           "not allocated [device address=0x1]"
+    overlap = "DMA-API: exceeded 7 overlapping mappings of cacheline 0x1"
+    warning = "WARNING: kernel/dma/debug.c:1159 at check_sync"
+    free = "DMA-API: dmaprobe 0000:01:00.0: device driver tries to free DMA memory"
+    with tempfile.TemporaryDirectory() as scratch:
+        log = Path(scratch) / "log"
+
+        def heads(*lines: str) -> list[str]:
+            log.write_text("".join(f"[    1.000000] {line}\n" for line in lines))
+            return [report.splitlines()[0][15:] for report in guest.reports_in(log)]
+
+        count = "lab: dma-api/error_count is "
+        expect(heads(sync, warning, overlap, warning, f"{count}1") == [], "unfounded")
+        expect(heads(f"{count}1") == [f"{count}1"], "counted, not told")
+        expect(heads(sync, warning, f"{count}2") == [f"{count}2"], "one more counted than told")
+        expect(heads(free, warning) == [free], "founded")
+        expect(heads(overlap, warning, warning) == [warning], "a warning of its own")
+        expect(heads(overlap, "BUG: KASAN: x", warning) == ["BUG: KASAN: x"], "in between")
+
+
+def lab_adds_coverage_up() -> None:
+    """Counts of several runs add up, and the lines that no run reached are named."""
+    with tempfile.TemporaryDirectory() as scratch:
+        files = [Path(scratch) / name for name in ("one", "two")]
+        coverage.write({"a.c": {3: 0, 4: 0, 7: 1, 9: 0, 12: 0}}, files[0])
+        coverage.write({"a.c": {3: 0, 4: 0, 7: 2, 9: 1, 12: 0}, "b.c": {1: 5}}, files[1])
+        counts = coverage.merged(files)
+    expect(counts == {"a.c": {3: 0, 4: 0, 7: 3, 9: 1, 12: 0}, "b.c": {1: 5}}, counts)
+    expect(coverage.missed(counts["a.c"]) == "3-4 12", coverage.missed(counts["a.c"]))
+    expect(coverage.total(counts) == 50, coverage.total(counts))
+    expect("a.c" in coverage.report(counts), coverage.report(counts))
+
+
 def the_lab(_: "Suite") -> Report:
     """The lab and this program test themselves."""
     return functions([
-        check_counts_what_is_missing, check_keeps_transports_apart, lab_refuses_unknown_values,
+        check_counts_what_is_missing, check_keeps_transports_apart, lab_layers_kernel_options,
+        lab_tells_unfounded_reports, lab_adds_coverage_up, lab_refuses_unknown_values,
         lab_passes_everything_through, lab_keeps_a_large_output_whole, lab_deadline_ends_a_run,
         lab_kernel_report_fails_a_run, lab_kernel_panic_fails_a_run,
         lab_boots_a_stalled_guest_once_more, lab_boots_once_more_at_most,
@@ -389,14 +447,20 @@ class Suite:
     longer: bool = False
     transports: Sequence[str] = ("ioctl",)
     only: str = ""  # a filter of GoogleTest
+    deadline: int = 1500  # of the guest, in seconds
+    coverage: Path | None = None  # where to keep which lines of the module ran
 
 
 GUEST = ("BUILD=build/lab", "STATIC=1", "build/lab/bin/dmaprobe",
          "build/lab/selftests/dmaprobe-selftest")
 
 # In the order in which they start: the longest first. The longer suites run only
-# when all are asked for, or by name.
+# when they are asked for.
 SUITES = {
+    "debug": Suite(in_guest, ["--kernel", "debug"], GUEST, longer=True, deadline=3000,
+                   coverage=COVERAGE / "debug.json"),
+    "debug-amdvi": Suite(in_guest, ["--kernel", "debug", "--iommu", "amdvi"], GUEST, longer=True,
+                         deadline=3000, coverage=COVERAGE / "debug-amdvi.json"),
     "stock": Suite(in_guest, ["--kernel", "stock"], GUEST, transports=tuple(TRANSPORTS)),
     "stable": Suite(in_guest, ["--kernel", "stable"], GUEST),
     "vfio": Suite(in_guest, ["--kernel", "vfio"], GUEST, transports=tuple(TRANSPORTS)),
@@ -406,6 +470,7 @@ SUITES = {
     "lazy": Suite(in_guest, ["--kernel", "stock", "--domain", "lazy"], GUEST, longer=True),
     "identity": Suite(in_guest, ["--kernel", "stock", "--domain", "identity"], GUEST, longer=True),
     "virtio": Suite(in_guest, ["--kernel", "vfio", "--iommu", "virtio"], GUEST, longer=True),
+    "amdvi": Suite(in_guest, ["--kernel", "vfio", "--iommu", "amdvi"], GUEST, longer=True),
     "swiotlb": Suite(in_guest, ["--kernel", "stock", "--domain", "identity",
                                 "--append", "swiotlb=force"], GUEST, longer=True,
                      only="*Sg*:Segment*:*Attributes*:*Mapping*:Bars*:Resource*-*Engine*"),
@@ -426,9 +491,9 @@ def build(names: list[str]) -> str:
         code, out, err = call(["make", "-s", f"-j{os.cpu_count() or 1}", *goal], 1800)
         if code:
             return f"make {' '.join(goal)}\n{out}{err}"
-    kernels = dict.fromkeys(SUITES[name].options[1] for name in names if SUITES[name].options)
-    if kernels:
-        arguments = [f"--kernel={name}" for name in kernels]
+    booted = dict.fromkeys(SUITES[name].options[1] for name in names if SUITES[name].options)
+    if booted:
+        arguments = [f"--kernel={name}" for name in booted]
         if subprocess.run([*LAB, "setup", *arguments], check=False).returncode:
             return "lab setup failed"
     return ""
@@ -446,6 +511,19 @@ def perform(name: str) -> Report:
     if not report.results:
         report.fail(f"{name}.empty", "the suite has no tests")
     report.seconds = time.monotonic() - began
+    return report
+
+
+def covered(names: Sequence[str]) -> Report:
+    """Which lines of the module ran in the suites that tell it, taken together."""
+    report = Report()
+    files = [file for name in names if (file := SUITES[name].coverage)]
+    lacking = [str(file.relative_to(CHECKOUT)) for file in files if not file.exists()]
+    if lacking:
+        report.fail("coverage.lines", f"not written: {' '.join(lacking)}")
+        return report
+    report.notes = coverage.report(coverage.merged(files))
+    report.results.append(Result("coverage.lines", "passed"))
     return report
 
 
@@ -488,14 +566,16 @@ def main() -> int:
     options.add_argument("--suite", choices=SUITES, action="append",
                          help="run only this suite; may be given several times")
     options.add_argument("--all", action="store_true", help="run the longer suites as well")
+    options.add_argument("--longer", action="store_true", help="run only the longer suites")
     options.add_argument("--junit", type=Path, metavar="FILE", help="also write JUnit's XML")
     chosen = options.parse_args()
     names = [name for name, suite in SUITES.items()
              if name in (chosen.suite or []) or chosen.all
-             or not (chosen.suite or suite.longer)]
+             or not chosen.suite and suite.longer == chosen.longer]
+    tells_coverage = any(SUITES[name].coverage for name in names)
 
     reports: dict[str, Report] = {}
-    print("KTAP version 1", f"1..{len(names)}", sep="\n", flush=True)
+    print("KTAP version 1", f"1..{len(names) + tells_coverage}", sep="\n", flush=True)
     broken = build(names)
     if broken:
         reports["build"] = Report()
@@ -507,6 +587,9 @@ def main() -> int:
             for number, name in enumerate(names, 1):
                 reports[name] = running[name].result()
                 show(number, name, reports[name])
+        if tells_coverage:
+            reports["coverage"] = covered(names)
+            show(len(names) + 1, "coverage", reports["coverage"])
     if chosen.junit:
         write_junit(chosen.junit, reports)
 
