@@ -4,7 +4,6 @@
  */
 #include <linux/dma-mapping.h>
 #include <linux/ktime.h>
-#include <linux/sched/signal.h>
 
 #include "private.h"
 
@@ -104,7 +103,7 @@ int dmaprobe_op_bench(struct dmaprobe_ucmd *ucmd)
 		left -= count;
 		if (!left)
 			return 0;
-		if (signal_pending(current))
+		if (dmaprobe_interrupted())
 			return -EINTR;
 		cond_resched();
 	}

@@ -246,7 +246,6 @@ static noinline int fetch_any(const struct dmaprobe_op *op, struct dmaprobe_ucmd
 				     ucmd->user_size);
 }
 
-
 /*
  * Let go of unplug_lock between two calls of a run; a run keeps it from one short
  * call to the next, and reads and answers these without a fault if it can.

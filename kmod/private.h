@@ -35,6 +35,7 @@
 #include <linux/pci.h>
 #include <linux/refcount.h>
 #include <linux/rwsem.h>
+#include <linux/sched/signal.h>
 #include <linux/types.h>
 #include <linux/xarray.h>
 
@@ -313,6 +314,17 @@ int dmaprobe_bar_range(const struct dmaprobe_device *dd, u32 bar, u64 offset,
 int dmaprobe_segments_sg(struct dmaprobe_ucmd *ucmd, struct scatterlist *sgl,
 			 unsigned int nents);
 int dmaprobe_segments_one(struct dmaprobe_ucmd *ucmd, dma_addr_t addr, size_t length);
+
+/*
+ * Whether a call that can be given up shall be: for a signal, or because the ring
+ * in whose worker it is made has cancelled it. Notifications by which io_uring
+ * wakes any other thread are no reason.
+ */
+static inline bool dmaprobe_interrupted(void)
+{
+	return task_sigpending(current) ||
+	       (unlikely(current->flags & PF_IO_WORKER) && signal_pending(current));
+}
 
 /* ops.c */
 int dmaprobe_respond(const struct dmaprobe_ucmd *ucmd);

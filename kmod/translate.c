@@ -7,7 +7,6 @@
  */
 #include <linux/capability.h>
 #include <linux/overflow.h>
-#include <linux/sched/signal.h>
 #include <linux/uaccess.h>
 
 #include "private.h"
@@ -135,7 +134,7 @@ static int translate(struct cursor *c, const struct dmaprobe_translate *cmd,
 	do {
 		ext = next;
 		for (iova += next.length; iova < end; iova += next.length) {
-			if (signal_pending(current))
+			if (dmaprobe_interrupted())
 				return -EINTR;
 			cond_resched();
 			translate_one(c, iova, end, &next);

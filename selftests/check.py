@@ -34,8 +34,12 @@ COVERAGE = CHECKOUT / "build/coverage"
 
 # The ways by which the selftests make their calls ($DMAPROBE_TRANSPORT), and what
 # runs by each. Tests of the tool and of the engines go by the library, whatever
-# the transport. They are slow too, because the kernel tells few faults in 5 s.
-TRANSPORTS = {"ioctl": "*", "ring": "-Tool*:*Engine*", "run": "-Tool*:*Engine*"}
+# the transport. They are slow too, because the kernel tells few faults in 5 s. Those
+# of many callers at a time, and of too much of everything, take all ways at once or
+# have no use for another.
+ONCE = ("Tool*:*Engine*:*Races*:*Reset*:Fuzz*:*Unplug*:Limits*:Numbers*:*Permissions*:"
+        "*Vfio*:*FailNth*")
+TRANSPORTS = {"ioctl": "*", "ring": f"-{ONCE}", "run": f"-{ONCE}"}
 
 
 @dataclasses.dataclass
@@ -445,6 +449,7 @@ class Suite:
     options: Sequence[str]
     build: tuple[str, ...]
     longer: bool = False
+    named: bool = False  # runs only when it is asked for by its name
     transports: Sequence[str] = ("ioctl",)
     only: str = ""  # a filter of GoogleTest
     deadline: int = 1500  # of the guest, in seconds
@@ -457,9 +462,9 @@ GUEST = ("BUILD=build/lab", "STATIC=1", "build/lab/bin/dmaprobe",
 # In the order in which they start: the longest first. The longer suites run only
 # when they are asked for.
 SUITES = {
-    "debug": Suite(in_guest, ["--kernel", "debug"], GUEST, longer=True, deadline=3000,
+    "debug": Suite(in_guest, ["--kernel", "debug"], GUEST, named=True, deadline=3000,
                    coverage=COVERAGE / "debug.json"),
-    "debug-amdvi": Suite(in_guest, ["--kernel", "debug", "--iommu", "amdvi"], GUEST, longer=True,
+    "debug-amdvi": Suite(in_guest, ["--kernel", "debug", "--iommu", "amdvi"], GUEST, named=True,
                          deadline=3000, coverage=COVERAGE / "debug-amdvi.json"),
     "stock": Suite(in_guest, ["--kernel", "stock"], GUEST, transports=tuple(TRANSPORTS)),
     "stable": Suite(in_guest, ["--kernel", "stable"], GUEST),
@@ -570,8 +575,8 @@ def main() -> int:
     options.add_argument("--junit", type=Path, metavar="FILE", help="also write JUnit's XML")
     chosen = options.parse_args()
     names = [name for name, suite in SUITES.items()
-             if name in (chosen.suite or []) or chosen.all
-             or not chosen.suite and suite.longer == chosen.longer]
+             if name in (chosen.suite or []) or not suite.named and (
+                 chosen.all or not chosen.suite and suite.longer == chosen.longer)]
     tells_coverage = any(SUITES[name].coverage for name in names)
 
     reports: dict[str, Report] = {}

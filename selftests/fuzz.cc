@@ -24,6 +24,7 @@
 #include <memory>
 #include <numeric>
 #include <random>
+#include <set>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -807,13 +808,15 @@ uint64_t number_in(const char* variable, uint64_t otherwise) {
     return value;
 }
 
-// The highest descriptor in use.
-int last_fd() {
-    int last = 0;
+// The descriptors in use.
+std::set<int> descriptors() {
+    std::set<int> all;
 
     for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd"))
-        last = std::max(last, std::stoi(entry.path().filename()));
-    return last;
+        all.insert(std::stoi(entry.path().filename()));
+    // Without the one by which it looked.
+    std::erase_if(all, [](int fd) { return fcntl(fd, F_GETFD) < 0; });
+    return all;
 }
 
 class Fuzz : public DeviceTest {
@@ -890,7 +893,7 @@ protected:
             callers.push_back(std::make_unique<Caller>(world, seed + number * nr_threads + i));
             slots.push_back(&callers.back()->slots());
         }
-        const int last = last_fd();
+        const std::set<int> before = descriptors();
         for (const unsigned alone : {DMAPROBE_NR_SET_MASK, DMAPROBE_NR_SET_SEGMENTS})
             callers[0]->alone(alone);
         reset_limits();
@@ -907,7 +910,9 @@ protected:
             caller->let_go();
         }
         // dma-bufs, and what a lost answer has left.
-        close_range(static_cast<unsigned>(last) + 1, ~0u, 0);
+        for (const int fd : descriptors())
+            if (!before.contains(fd))
+                close(fd);
         close_sessions();
     }
 
