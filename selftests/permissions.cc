@@ -321,6 +321,7 @@ TEST_P(PermissionsOf, MemoryThatMayNotBeWritten) {
                                                const std::shared_ptr<Memory>& held, int reading) {
             auto b = std::make_shared<Buffer>();
             auto pin = [&mine, b, address, held, this](uint32_t flags) {
+                // NOLINTNEXTLINE(performance-no-int-to-ptr): an address from /proc
                 return mine.pin(*b, reinterpret_cast<void*>(address), page, flags);
             };
             auto map = [&mine, b, this](uint32_t dir) {
@@ -368,6 +369,7 @@ TEST_P(PermissionsOf, MemoryThatMayNotBeWritten) {
                              [&mine, at, this] {
                                  Buffer b;
                                  return mine.pin(
+                                     // NOLINTNEXTLINE(performance-no-int-to-ptr): from /proc
                                      b, reinterpret_cast<void*>(std::stoull(at, nullptr, 16)),
                                      page);
                              },

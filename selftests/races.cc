@@ -132,6 +132,7 @@ TEST_P(RacesOf, TheSameIds) {
 std::vector<Make> all_makes() {
     std::vector<Make> all;
 
+    all.reserve(nr_makes);
     for (unsigned i = 0; i < nr_makes; i++)
         all.push_back(static_cast<Make>(i));
     return all;
