@@ -37,9 +37,12 @@ COVERAGE = CHECKOUT / "build/coverage"
 # the transport. They are slow too, because the kernel tells few faults in 5 s. Those
 # of many callers at a time, and of too much of everything, take all ways at once or
 # have no use for another.
-ONCE = ("Tool*:*Engine*:*Races*:*Reset*:Fuzz*:*Unplug*:Limits*:Numbers*:*Permissions*:"
-        "*Vfio*:*FailNth*")
-TRANSPORTS = {"ioctl": "*", "ring": f"-{ONCE}", "run": f"-{ONCE}"}
+HOSTILE = "*Races*:*Reset*:Fuzz*:*Unplug*:Limits*:Numbers*:*Permissions*:*Vfio*:*FailNth*"
+ONCE = f"-Tool*:*Engine*:{HOSTILE}"
+TRANSPORTS = {"ioctl": "*", "ring": ONCE, "run": ONCE}
+
+# What runs with other domains and IOMMUs: what may depend on them.
+ELSEWHERE = f"-{HOSTILE}:*Stuck*"
 
 
 @dataclasses.dataclass
@@ -472,10 +475,13 @@ SUITES = {
     "lab": Suite(the_lab, ["--kernel", "vfio"], GUEST),
     "unit": Suite(unit, [], (
         f"BUILD={SANITIZED}", "SAN=1", f"{SANITIZED}/selftests/dmaprobe-unittest")),
-    "lazy": Suite(in_guest, ["--kernel", "stock", "--domain", "lazy"], GUEST, longer=True),
-    "identity": Suite(in_guest, ["--kernel", "stock", "--domain", "identity"], GUEST, longer=True),
-    "virtio": Suite(in_guest, ["--kernel", "vfio", "--iommu", "virtio"], GUEST, longer=True),
-    "amdvi": Suite(in_guest, ["--kernel", "vfio", "--iommu", "amdvi"], GUEST, longer=True),
+    "lazy": Suite(in_guest, ["--kernel", "stock", "--domain", "lazy"], GUEST, longer=True,
+                  only=ELSEWHERE),
+    "identity": Suite(in_guest, ["--kernel", "stock", "--domain", "identity"], GUEST, longer=True,
+                      only=ELSEWHERE),
+    "virtio": Suite(in_guest, ["--kernel", "vfio", "--iommu", "virtio"], GUEST, longer=True,
+                    only=ELSEWHERE),
+    "amdvi": Suite(in_guest, ["--kernel", "vfio", "--iommu", "amdvi"], GUEST, named=True),
     "swiotlb": Suite(in_guest, ["--kernel", "stock", "--domain", "identity",
                                 "--append", "swiotlb=force"], GUEST, longer=True,
                      only="*Sg*:Segment*:*Attributes*:*Mapping*:Bars*:Resource*-*Engine*"),
