@@ -455,48 +455,6 @@ TEST_F(LimitsTest, IovaSpace) {
 
 // --- memory -----------------------------------------------------------------------
 
-// More than the machine has: nobody is killed to make room.
-TEST_F(LimitsTest, MoreMemoryThanThereIs) {
-    const uint64_t gib = uint64_t{1} << 30;
-    const auto killed = [] {
-        const std::string text = read_text("/proc/vmstat");
-
-        const auto at = text.find("oom_kill ");
-        return at == std::string::npos ? std::string() : text.substr(at, text.find('\n', at) - at);
-    };
-    if (static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * page > gib * 9 / 10)
-        GTEST_SKIP() << "a session may have less memory than the machine has";
-
-    const std::string before = killed();
-    const pid_t child = fork();
-    ASSERT_GE(child, 0);
-    if (child == 0) {
-        Bystander other(bdf);
-        Raw mine = Raw::open(bdf);
-        Buffer b;
-
-        if (!mine)
-            _exit(1);
-        if (mine.alloc(b, gib, DMAPROBE_BUFFER_SCATTERED) != ENOMEM)
-            _exit(2);
-        // Coherent memory, and noncontiguous.
-        for (const AllocWay& way : {alloc_ways.front(), alloc_ways.back()}) {
-            Allocation a;
-
-            if (allocate(mine, a, way, gib) != ENOMEM)
-                _exit(3);
-        }
-        if (other.stop() > soon || other.error())
-            _exit(4);
-        _exit(0);
-    }
-    int status = -1;
-    ASSERT_TRUE(wait_for_child(child, seconds(90), status)) << "the child does not end";
-    EXPECT_EQ(status, 0);
-    EXPECT_EQ(killed(), before) << "somebody was killed to make room";
-    expect_clean();
-}
-
 // Of each session: what one has does not count for another. By all kinds of memory.
 TEST_F(LimitsTest, MemoryOfASession) {
     const std::string parameter = "/sys/module/dmaprobe/parameters/session_max_mib";
