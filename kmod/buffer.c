@@ -365,7 +365,6 @@ int dmaprobe_op_buffer_alloc(struct dmaprobe_ucmd *ucmd)
 	struct dmaprobe_buffer *buf;
 	int node = NUMA_NO_NODE;
 	gfp_t gfp = BUFFER_GFP;
-	bool has_mmap;
 	int ret;
 
 	ret = check_alloc(cmd);
@@ -405,13 +404,13 @@ int dmaprobe_op_buffer_alloc(struct dmaprobe_ucmd *ucmd)
 	}
 	if (ret)
 		goto err_clear;
-	has_mmap = !buf->kmem;
 	ret = buffer_publish(ucmd, buf);
 	if (ret)
 		goto err_clear;
 	/* The buffer can be gone already. */
 	cmd->id = ucmd->made;
-	cmd->mmap_offset = has_mmap ? dmaprobe_mmap_offset(cmd->id) : 0;
+	cmd->mmap_offset = cmd->kind == DMAPROBE_BUFFER_KMALLOC ?
+			   0 : dmaprobe_mmap_offset(cmd->id);
 	return 0;
 
 err_clear:

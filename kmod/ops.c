@@ -6,7 +6,6 @@
 #include <linux/fs.h>
 #include <linux/io_uring/cmd.h>
 #include <linux/nospec.h>
-#include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 
@@ -456,14 +455,6 @@ fault:
 	return -EFAULT;
 }
 
-/* A worker of a ring is told by a notification, not by a signal. */
-static bool cancelled(void)
-{
-	return fatal_signal_pending(current) ||
-	       (unlikely(current->flags & PF_IO_WORKER) &&
-		signal_pending(current));
-}
-
 static int read_calls(struct dmaprobe_run_op *to,
 		      const struct dmaprobe_run_op __user *from, u32 nr)
 {
@@ -527,10 +518,10 @@ static int run(struct dmaprobe_ucmd *ucmd, u32 *ids)
 			       !(cmd->flags & DMAPROBE_RUN_CONTINUE);
 			/* Between short calls there is no need to ask. */
 			if (!state.locked)
-				stop |= cancelled();
+				stop |= dmaprobe_cancelled();
 		}
 		run_unlock(&call);
-		stop |= cancelled();
+		stop |= dmaprobe_cancelled();
 		if (tell_results(ops, chunk, op - chunk))
 			return -EFAULT;
 		ops += op - chunk;

@@ -316,14 +316,20 @@ int dmaprobe_segments_sg(struct dmaprobe_ucmd *ucmd, struct scatterlist *sgl,
 int dmaprobe_segments_one(struct dmaprobe_ucmd *ucmd, dma_addr_t addr, size_t length);
 
 /*
- * Whether a call that can be given up shall be: for a signal, or because the ring
- * in whose worker it is made has cancelled it. Notifications by which io_uring
- * wakes any other thread are no reason.
+ * Whether a call was cancelled: its process is being killed, or it is made in the
+ * worker of a ring, who is told by a notification, not by a signal. Those by which
+ * io_uring wakes any other thread are no reason.
  */
+static inline bool dmaprobe_cancelled(void)
+{
+	return fatal_signal_pending(current) ||
+	       (unlikely(current->flags & PF_IO_WORKER) && signal_pending(current));
+}
+
+/* The same for a call that any signal ends. */
 static inline bool dmaprobe_interrupted(void)
 {
-	return task_sigpending(current) ||
-	       (unlikely(current->flags & PF_IO_WORKER) && signal_pending(current));
+	return task_sigpending(current) || dmaprobe_cancelled();
 }
 
 /* ops.c */
