@@ -87,22 +87,14 @@ KERNELS = {
 # are not among them: dmaprobe provokes those.
 REPORTS = re.compile(
     r"WARNING: |BUG: |\bBUG at |Oops: |Kernel panic|general protection fault|"
-    r"KASAN|KCSAN|KFENCE|UBSAN|DMA-API: |INFO: task .* blocked|INFO: rcu|INFO: trying to register|"
+    r"KASAN|KCSAN|KFENCE|UBSAN|DMA-API: |dma-api/error_count is [1-9]|"
+    r"INFO: task .* blocked|INFO: rcu|INFO: trying to register|"
     r"possible circular locking|possible recursive locking|inconsistent lock state|"
     r"suspicious RCU usage|held lock freed|lock held when returning|"
     r"refcount_t: |list_(add|del) corruption|kmemleak: [1-9]|"
     r"stack segment|invalid opcode|divide error|unable to handle|"
     r"sleeping function called|scheduling while atomic|Voluntary context switch|"
     r"Objects remaining|double free|Slab corruption|Bad page state|soft lockup|hard LOCKUP")
-
-# What the DMA API's checker says of callers that are right. It wants no page to be
-# mapped more than 7 times. And it forgets a mapping after its address was given
-# back: when that is mapped again at once, a sync of it finds two, and takes neither.
-UNFOUNDED = re.compile(
-    r"DMA-API: exceeded \d+ overlapping mappings of cacheline|"
-    r"DMA-API: .*(?P<counted>device driver tries to sync DMA memory it has not allocated)")
-CHECKER_WARNS = "WARNING: kernel/dma/debug.c:"
-CHECKER_COUNT = re.compile(r"lab: dma-api/error_count is (\d+)$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,18 +326,10 @@ def reports_in(log: Path) -> list[str]:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     found: list[str] = []
     last = -1
-    unfounded = counted = 0
     for number, line in enumerate(lines):
-        if match := UNFOUNDED.search(line):
-            unfounded += 1
-            counted += match["counted"] is not None
-        elif unfounded and CHECKER_WARNS in line:
-            unfounded -= 1
-        elif number > last and REPORTS.search(line):
+        if number > last and REPORTS.search(line):
             last = number + 30
             found.append("\n".join(lines[number:last + 1]))
-        elif (match := CHECKER_COUNT.search(line)) and int(match[1]) > counted:
-            found.append(line)
     return found
 
 

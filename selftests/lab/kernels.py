@@ -78,7 +78,7 @@ def newest_source() -> Path:
 
 
 # Which fragments in kernel/ a kernel's configuration is made of. A later one goes
-# over those before it.
+# over those before it. A kernel/NAME.patch goes over that kernel's source.
 FRAGMENTS = {"vfio": ["vfio"], "debug": ["vfio", "debug"]}
 
 # How long a build takes on two cores, as the user is told.
@@ -102,23 +102,25 @@ def from_source(name: str) -> Kernel:
     """A kernel of allnoconfig and its fragments, built if need be."""
     fragments = "".join((HERE / "kernel" / f"{fragment}.config").read_text(encoding="utf-8")
                         for fragment in FRAGMENTS[name])
+    patch = HERE / "kernel" / f"{name}.patch"
     source = newest_source()
     compiler = subprocess.run(["gcc", "-dumpfullversion"], check=True, capture_output=True,
                               text=True).stdout
     stat = source.stat()
     key = hashlib.sha256(b"\0".join([
         source.name.encode(), str(stat.st_size).encode(), str(int(stat.st_mtime)).encode(),
-        fragments.encode(), compiler.encode()])).hexdigest()[:12]
+        fragments.encode(), compiler.encode(),
+        patch.read_bytes() if patch.exists() else b""])).hexdigest()[:12]
     top = CACHE / f"kernel-{name}-{key}"
     if not top.is_dir():
         with Lock(CACHE / f"kernel-{name}.lock", f"builds the {name} kernel"):
             if not top.is_dir():
-                build(name, source, fragments, top)
+                build(name, source, fragments, patch, top)
     release = (top / "release").read_text(encoding="utf-8").strip()
     return Kernel(name, release, top / "bzImage", top / "lib/modules" / release, top / "headers")
 
 
-def build(name: str, source: Path, fragments: str, top: Path) -> None:
+def build(name: str, source: Path, fragments: str, patch: Path, top: Path) -> None:
     """Build a kernel into the directory `top`, which appears only when it is complete."""
     began = time.monotonic()
     work = top.with_suffix(".new")
@@ -131,6 +133,8 @@ def build(name: str, source: Path, fragments: str, top: Path) -> None:
         f"(about {MINUTES[name]} minutes on 2 cores)")
     subprocess.run(["tar", "-x", "-C", str(tree), "--strip-components=1", "-f", str(source)],
                    check=True)
+    if patch.exists():
+        subprocess.run(["patch", "-d", str(tree), "-p1", "-s", "-i", str(patch)], check=True)
     options = options_in(f'{fragments}CONFIG_LOCALVERSION="-{name}"\n')
     config = work / "allconfig"
     config.write_text("".join(f"{line}\n" for line in options.values()), encoding="utf-8")
