@@ -28,7 +28,7 @@ import kernels  # noqa: E402
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 LAB = [str(CHECKOUT / "selftests/lab/lab.py")]
-SCHEMA = CHECKOUT / "tools/schema/info.schema.json"
+SCHEMAS = CHECKOUT / "tools/schema"
 SANITIZED = "build/san"
 COVERAGE = CHECKOUT / "build/coverage"
 
@@ -148,9 +148,16 @@ def parse_passes(text: str, code: int, transports: Sequence[str]) -> Report:
     return report
 
 
+# What of the tool's documents is held against its schema, in each guest.
+DOCUMENTS = {"info": "info --json $DMAPROBE_BDF",
+             "bench": "bench dispatch --json --rounds 128 --repeat 1 $DMAPROBE_BDF"}
+
+
 def in_guest(suite: "Suite") -> Report:
-    """The selftests in a guest, and the document that `dmaprobe info` writes there."""
-    script = ["dmaprobe info --json $DMAPROBE_BDF >/out/info.json 2>/out/info.err; all=0"]
+    """The selftests in a guest, and the documents that dmaprobe writes there."""
+    script = [f"dmaprobe {command} >/out/{name}.json 2>/out/{name}.err"
+              for name, command in DOCUMENTS.items()]
+    script.append("all=0")
     for transport in suite.transports:
         script.append(f"echo '# check: transport {transport}'; DMAPROBE_TRANSPORT={transport} "
                       f"dmaprobe-selftest --gtest_filter='{suite.only or TRANSPORTS[transport]}'; "
@@ -167,14 +174,16 @@ def in_guest(suite: "Suite") -> Report:
         report = parse_passes(out, code, suite.transports)
         if code:
             report.notes += err
-        info = Path(scratch) / "info.json"
-        said = Path(scratch) / "info.err"
-        valid = call(["jsonschema", "-i", str(info), str(SCHEMA)], 60)
-        if info.exists() and valid[0] == 0:
-            report.results.append(Result("schema.info", "passed"))
-        else:
-            report.fail("schema.info", "".join(valid[1:])
-                        + (said.read_text(encoding="utf-8") if said.exists() else ""))
+        for name in DOCUMENTS:
+            document = Path(scratch) / f"{name}.json"
+            said = Path(scratch) / f"{name}.err"
+            valid = call(["jsonschema", "-i", str(document),
+                          str(SCHEMAS / f"{name}.schema.json")], 60)
+            if document.exists() and valid[0] == 0:
+                report.results.append(Result(f"schema.{name}", "passed"))
+            else:
+                report.fail(f"schema.{name}", "".join(valid[1:])
+                            + (said.read_text(encoding="utf-8") if said.exists() else ""))
     return report
 
 

@@ -366,5 +366,236 @@ TEST_F(VfioGroup, OfAnIommufdGivesTheRegistersAlone) {
     EXPECT_OK(s.unmap(mapped.map.id));
 }
 
+// --- a group of two ---------------------------------------------------------------
+
+// Two functions that share a group, because nothing keeps them from reaching each other.
+// One is dmaprobe's, the other one VFIO's, or both are dmaprobe's.
+class SharedGroup : public DeviceTest {
+protected:
+    void SetUp() override {
+        DeviceTest::SetUp();
+        if (IsSkipped() || HasFatalFailure())
+            return;
+        find_pair();
+        if (first.empty())
+            GTEST_SKIP() << "no two functions of the device's kind share a group";
+        keep_first.emplace(first);
+        keep_second.emplace(second);
+    }
+
+    void TearDown() override {
+        s.close();
+        if (keep_first) {
+            EXPECT_TRUE(keep_first->restore());
+            EXPECT_TRUE(keep_second->restore());
+        }
+    }
+
+    void find_pair() {
+        const std::string kind =
+            read_text(pci_path(bdf) + "/vendor") + read_text(pci_path(bdf) + "/device");
+        std::error_code none;
+
+        for (const auto& group : fs::directory_iterator("/sys/kernel/iommu_groups", none)) {
+            std::vector<std::string> same;
+
+            for (const auto& member : fs::directory_iterator(group.path() / "devices", none)) {
+                const std::string name = member.path().filename().string();
+
+                if (read_text(pci_path(name) + "/vendor") + read_text(pci_path(name) + "/device") ==
+                    kind)
+                    same.push_back(name);
+            }
+            if (same.size() >= 2) {
+                first = same[0];
+                second = same[1];
+                return;
+            }
+        }
+    }
+
+    // By the driver's own file, which tells why it does not work. 0 or errno.
+    static int bind(const std::string& name, const std::string& driver) {
+        run({"modprobe", driver});
+        if (!driver_of(name).empty())
+            unbind_driver(name);
+        if (const int err = write_text(pci_path(name) + "/driver_override", driver))
+            return err;
+        if (const int err = write_text("/sys/bus/pci/drivers/" + driver + "/bind", name))
+            return err;
+        if (driver == driver_name && !wait_for([&] { return exists(node_path(name)); }, seconds(5)))
+            return ETIMEDOUT;
+        return 0;
+    }
+
+    // VFIO takes the group by @name. 0 or errno.
+    int claim(const std::string& name, bool by_cdev) {
+        return by_cdev ? open_cdev(name, a, b) : claim_group(name, a, b);
+    }
+
+    void let_go() {
+        a.close();
+        b.close();
+    }
+
+    // The ways to claim that this kernel has.
+    static std::vector<bool> ways(const std::string& name) {
+        std::vector<bool> all;
+
+        if (exists("/dev/vfio/" + group_of(name)) && exists("/dev/vfio/vfio"))
+            all.push_back(false);
+        if (exists("/dev/iommu") && !cdev_of(name).empty())
+            all.push_back(true);
+        return all;
+    }
+
+    std::string first;
+    std::string second;
+    Fd a;
+    Fd b;
+    std::optional<KeepDriver> keep_first;
+    std::optional<KeepDriver> keep_second;
+};
+
+TEST_F(SharedGroup, ClaimedByVfioIsNotProbed) {
+    if (const int err = bind(second, "vfio-pci"))
+        GTEST_SKIP() << "no vfio-pci: " << strerror(err);
+    ASSERT_FALSE(ways(second).empty());
+    for (const bool by_cdev : ways(second)) {
+        SCOPED_TRACE(by_cdev ? "by the node" : "by the group");
+        ASSERT_OK(claim(second, by_cdev));
+        for (int i = 0; i < 3; i++) {
+            EXPECT_ERRNO(bind(first, driver_name), EBUSY);
+            EXPECT_EQ(driver_of(first), "");
+            EXPECT_FALSE(exists(node_path(first)));
+        }
+        const Outcome tool = run({"dmaprobe", "bind", "--force", first});
+        EXPECT_EQ(tool.code, 1) << tool.out << tool.err;
+        EXPECT_NE(tool.err, "");
+        EXPECT_FALSE(exists(node_path(first)));
+        let_go();
+        // Nothing is left of it.
+        ASSERT_OK(bind(first, driver_name));
+        Raw mine = Raw::open(first);
+        Mapped mapped;
+        ASSERT_TRUE(mine);
+        EXPECT_OK(mapped.make(mine));
+        ASSERT_OK(mine.close());
+        ASSERT_OK(unbind_driver(first));
+    }
+}
+
+TEST_F(SharedGroup, BoundIsNotClaimedByVfio) {
+    ASSERT_OK(bind(first, driver_name));
+    if (const int err = bind(second, "vfio-pci"))
+        GTEST_SKIP() << "no vfio-pci: " << strerror(err);
+    s = Raw::open(first);
+    ASSERT_TRUE(s);
+    Mapped mapped;
+    ASSERT_OK(mapped.make(s));
+    for (const bool by_cdev : ways(second)) {
+        SCOPED_TRACE(by_cdev ? "by the node" : "by the group");
+        for (int i = 0; i < 3; i++) {
+            const int err = claim(second, by_cdev);
+            EXPECT_TRUE(err == EPERM || err == EBUSY) << err;
+            let_go();
+        }
+        if (s.translated())
+            expect_leads_to(mapped.map.dma_addr, page_size(), mapped.buffer, 0);
+    }
+    ASSERT_OK(s.close());
+    ASSERT_OK(unbind_driver(first));
+    for (const bool by_cdev : ways(second)) {
+        EXPECT_OK(claim(second, by_cdev)) << "with dmaprobe gone";
+        let_go();
+    }
+}
+
+// Threads bind one while others claim the group by the other one.
+TEST_F(SharedGroup, RaceForTheGroup) {
+    if (const int err = bind(second, "vfio-pci"))
+        GTEST_SKIP() << "no vfio-pci: " << strerror(err);
+    const std::vector<bool> all = ways(second);
+    std::atomic<bool> stop = false;
+    std::atomic<int> claimed = 0;
+    int bound = 0;
+
+    ASSERT_FALSE(all.empty());
+    std::thread other([&] {
+        for (size_t i = 0; !stop; i++) {
+            if (claim(second, all[i % all.size()]) == 0) {
+                claimed++;
+                std::this_thread::sleep_for(milliseconds(3));
+            }
+            let_go();
+            std::this_thread::sleep_for(milliseconds(3));
+        }
+    });
+    for (int i = 0; i < 40 || (i < 400 && (bound < 3 || claimed < 3)); i++) {
+        const int err = bind(first, driver_name);
+
+        EXPECT_TRUE(err == 0 || err == EBUSY) << err;
+        if (err)
+            continue;
+        bound++;
+        Raw mine = Raw::open(first);
+        Mapped mapped;
+        EXPECT_TRUE(mine);
+        EXPECT_OK(mapped.make(mine));
+        std::this_thread::sleep_for(milliseconds(2));
+        EXPECT_OK(mine.close());
+        EXPECT_OK(unbind_driver(first));
+    }
+    stop = true;
+    other.join();
+    EXPECT_GE(bound, 3);
+    EXPECT_GE(claimed.load(), 3);
+}
+
+// Two devices, one domain: their addresses do not meet, and each has its own sessions.
+TEST_F(SharedGroup, BothBound) {
+    ASSERT_OK(bind(first, driver_name));
+    ASSERT_OK(bind(second, driver_name));
+    for (const bool first_goes : {true, false}) {
+        Raw one = Raw::open(first);
+        Raw two = Raw::open(second);
+        Mapped mine;
+        Mapped theirs;
+
+        SCOPED_TRACE(first_goes ? "the first goes" : "the second goes");
+        ASSERT_TRUE(one && two);
+        ASSERT_OK(mine.make(one));
+        ASSERT_OK(theirs.make(two));
+        if (one.translated()) {
+            std::vector<Extent> got;
+
+            EXPECT_NE(mine.map.dma_addr, theirs.map.dma_addr);
+            // What one has mapped, the other one reaches; it is not his, and nothing is told.
+            ASSERT_OK(two.translate(got, mine.map.dma_addr, page_size()));
+            ASSERT_EQ(got.size(), 1u);
+            EXPECT_EQ(got[0].kind, uint32_t{DMAPROBE_EXTENT_FOREIGN});
+            EXPECT_EQ(got[0].buffer_id, 0u);
+        }
+        Raw& stays = first_goes ? two : one;
+        const Mapped& kept = first_goes ? theirs : mine;
+        const std::string gone = first_goes ? first : second;
+        ASSERT_OK(unbind_driver(gone));
+        if (stays.translated()) {
+            std::vector<Extent> got;
+
+            ASSERT_OK(stays.translate(got, kept.map.dma_addr, page_size()));
+            ASSERT_EQ(got.size(), 1u);
+            EXPECT_EQ(got[0].buffer_id, kept.buffer.id);
+            const uint64_t other = first_goes ? mine.map.dma_addr : theirs.map.dma_addr;
+            ASSERT_OK(stays.translate(got, other, page_size()));
+            ASSERT_EQ(got.size(), 1u);
+            EXPECT_EQ(got[0].kind, uint32_t{DMAPROBE_EXTENT_HOLE}) << "left behind";
+        }
+        ASSERT_OK(one.close());
+        ASSERT_OK(two.close());
+        ASSERT_OK(bind(gone, driver_name));
+    }
+}
+
 } // namespace
 } // namespace selftest

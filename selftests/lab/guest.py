@@ -66,13 +66,17 @@ DOMAINS = {
     "identity": Platform(kernel=["iommu.passthrough=1"], memory=REACHED_BY_EDU),
 }
 
-# The first of each sits behind a hot-plug capable port, and so does the spare one.
+# The first of each sits behind a hot-plug capable port, and so does the spare one. The
+# last two are functions of one device, and share a group.
 DEVICES = {
     "edu": Platform([
         "-device", "pcie-root-port,id=port1,chassis=1,addr=4",
         "-device", "edu,id=edu1,bus=port1",
         "-device", "pcie-root-port,id=port2,chassis=2,addr=5",
-        "-device", "edu,id=edu2,bus=port2"]),
+        "-device", "edu,id=edu2,bus=port2",
+        "-device", "pcie-root-port,id=port3,chassis=3,addr=6",
+        "-device", "edu,bus=port3,addr=0.0,multifunction=on",
+        "-device", "edu,bus=port3,addr=0.1"]),
 }
 
 # What a kernel of lab's own wants. The debug kernel's checkers take memory. The
