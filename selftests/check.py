@@ -160,7 +160,7 @@ def in_guest(suite: "Suite") -> Report:
     script.append("all=0")
     for transport in suite.transports:
         script.append(f"echo '# check: transport {transport}'; DMAPROBE_TRANSPORT={transport} "
-                      f"dmaprobe-selftest --gtest_filter='{suite.only or TRANSPORTS[transport]}'; "
+                      f"{suite.environment} dmaprobe-selftest --gtest_filter='{suite.only or TRANSPORTS[transport]}'; "
                       "code=$?; "
                       "echo; echo \"# check: exit $code\"; [ $code = 0 ] || all=$code")
     script.append("exit $all")
@@ -438,10 +438,10 @@ class Suite:
     options: Sequence[str]
     build: tuple[str, ...]
     longer: bool = False
-    named: bool = False  # runs only when it is asked for by its name
     transports: Sequence[str] = ("ioctl",)
     only: str = ""  # a filter of GoogleTest
     deadline: int = 1500  # of the guest, in seconds
+    environment: str = ""  # of the selftests, as sh takes it
     coverage: Path | None = None  # where to keep which lines of the module ran
 
 
@@ -451,23 +451,26 @@ GUEST = ("BUILD=build/lab", "STATIC=1", "build/lab/bin/dmaprobe",
 # In the order in which they start: the longest first. The longer suites run only
 # when they are asked for.
 SUITES = {
-    "debug": Suite(in_guest, ["--kernel", "debug"], GUEST, named=True, deadline=3000,
+    "debug": Suite(in_guest, ["--kernel", "debug"], GUEST, longer=True, deadline=3000,
                    coverage=COVERAGE / "debug.json"),
-    "debug-amdvi": Suite(in_guest, ["--kernel", "debug", "--iommu", "amdvi"], GUEST, named=True,
+    "debug-amdvi": Suite(in_guest, ["--kernel", "debug", "--iommu", "amdvi"], GUEST, longer=True,
                          deadline=3000, coverage=COVERAGE / "debug-amdvi.json"),
+    "fuzz": Suite(in_guest, ["--kernel", "debug"], GUEST, longer=True, only="Fuzz.*", deadline=3000,
+                  environment="DMAPROBE_FUZZ_CALLS=1000000", coverage=COVERAGE / "fuzz.json"),
     "stock": Suite(in_guest, ["--kernel", "stock"], GUEST, transports=tuple(TRANSPORTS)),
     "stable": Suite(in_guest, ["--kernel", "stable"], GUEST),
-    "vfio": Suite(in_guest, ["--kernel", "vfio"], GUEST, transports=tuple(TRANSPORTS)),
+    "vfio": Suite(in_guest, ["--kernel", "vfio"], GUEST),
     "lab": Suite(the_lab, ["--kernel", "vfio"], GUEST),
     "unit": Suite(unit, [], (
         f"BUILD={SANITIZED}", "SAN=1", f"{SANITIZED}/selftests/dmaprobe-unittest")),
+    "vfio-ways": Suite(in_guest, ["--kernel", "vfio"], GUEST, longer=True,
+                       transports=("ring", "run")),
     "lazy": Suite(in_guest, ["--kernel", "stock", "--domain", "lazy"], GUEST, longer=True,
                   only=ELSEWHERE),
     "identity": Suite(in_guest, ["--kernel", "stock", "--domain", "identity"], GUEST, longer=True,
                       only=ELSEWHERE),
     "virtio": Suite(in_guest, ["--kernel", "vfio", "--iommu", "virtio"], GUEST, longer=True,
                     only=ELSEWHERE),
-    "amdvi": Suite(in_guest, ["--kernel", "vfio", "--iommu", "amdvi"], GUEST, named=True),
     "swiotlb": Suite(in_guest, ["--kernel", "stock", "--domain", "identity",
                                 "--append", "swiotlb=force"], GUEST, longer=True,
                      only="*Sg*:Segment*:*Attributes*:*Mapping*:Bars*:Resource*-*Engine*"),
@@ -567,8 +570,8 @@ def main() -> int:
     options.add_argument("--junit", type=Path, metavar="FILE", help="also write JUnit's XML")
     chosen = options.parse_args()
     names = [name for name, suite in SUITES.items()
-             if name in (chosen.suite or []) or not suite.named and (
-                 chosen.all or not chosen.suite and suite.longer == chosen.longer)]
+             if name in (chosen.suite or []) or
+             chosen.all or not chosen.suite and suite.longer == chosen.longer]
     tells_coverage = any(SUITES[name].coverage for name in names)
 
     reports: dict[str, Report] = {}

@@ -725,7 +725,11 @@ TEST_F(FailNthBind, Sweep) {
             ASSERT_OK(probe()) << "with all the memory it wants";
         }
         ASSERT_EQ(driver_of(bdf), driver_name);
-        ASSERT_TRUE(wait_for([&] { return Raw::open(bdf).error() == 0; }, std::chrono::seconds(5)));
+        // The node is devtmpfs's, and the kernel tells nobody that it could not be made.
+        if (!failed || err) {
+            EXPECT_TRUE(
+                wait_for([&] { return Raw::open(bdf).error() == 0; }, std::chrono::seconds(5)));
+        }
         ASSERT_OK(unbind_driver(bdf));
         if (!failed)
             break;

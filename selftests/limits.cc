@@ -11,15 +11,20 @@
 #include <array>
 #include <atomic>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <format>
 #include <limits>
 #include <set>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <thread>
 #include <type_traits>
+#include <unistd.h>
 
 namespace selftest {
 namespace {
@@ -454,6 +459,81 @@ TEST_F(LimitsTest, IovaSpace) {
 }
 
 // --- memory -----------------------------------------------------------------------
+
+// A group of processes with a limit of its own for memory, below the kernel's root group.
+class MemoryGroup {
+public:
+    MemoryGroup() {
+        std::array<char, 32> name = {"/tmp/dmaprobe-cgroup-XXXXXX"};
+
+        std::filesystem::create_directories("/tmp");
+        if (!mkdtemp(name.data()))
+            return;
+        mounted_ = name.data();
+        if (mount("none", mounted_.c_str(), "cgroup2", 0, nullptr))
+            return;
+        write_text(mounted_ + "/cgroup.subtree_control", "+memory");
+        path_ = std::format("{}/dmaprobe-{}", mounted_, getpid());
+        if (mkdir(path_.c_str(), 0755) || !exists(path_ + "/memory.max"))
+            path_.clear();
+    }
+    MemoryGroup(const MemoryGroup&) = delete;
+    MemoryGroup& operator=(const MemoryGroup&) = delete;
+    ~MemoryGroup() {
+        // It can be that the last process is not quite gone.
+        wait_for([&] { return path_.empty() || rmdir(path_.c_str()) == 0; }, seconds(5));
+        umount(mounted_.c_str());
+        rmdir(mounted_.c_str());
+    }
+
+    explicit operator bool() const { return !path_.empty(); }
+    std::string file(std::string_view name) const { return std::format("{}/{}", path_, name); }
+
+private:
+    std::string mounted_;
+    std::string path_;
+};
+
+// More than there is, where "there" is a group of processes: nobody is killed to make room.
+TEST_F(LimitsTest, MoreMemoryThanThereIs) {
+    constexpr uint64_t mib = 1 << 20;
+    const MemoryGroup group;
+
+    if (!group)
+        GTEST_SKIP() << "no cgroup2 with a memory controller";
+    ASSERT_OK(write_text(group.file("memory.max"), std::to_string(48 * mib)));
+    const pid_t child = fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+        if (write_text(group.file("cgroup.procs"), std::to_string(getpid())))
+            _exit(10);
+        Raw mine = Raw::open(bdf);
+        Buffer b;
+
+        if (!mine)
+            _exit(11);
+        if (mine.alloc(b, 96 * mib, DMAPROBE_BUFFER_SCATTERED) != ENOMEM)
+            _exit(12);
+        for (size_t way = 0; way < alloc_ways.size(); way++) {
+            Allocation a;
+            const int err = allocate(mine, a, alloc_ways[way], 96 * mib);
+
+            // What cannot be so large, or not in one piece, has an answer of its own.
+            if (!err)
+                _exit(20 + static_cast<int>(way));
+        }
+        _exit(0);
+    }
+    // Not in the group: who is there while it is full may be killed for his own wishes.
+    Bystander other(bdf);
+    int status = -1;
+    ASSERT_TRUE(wait_for_child(child, seconds(90), status)) << "the child does not end";
+    expect_served(other);
+    EXPECT_EQ(status, 0) << "exit code " << WEXITSTATUS(status);
+    EXPECT_NE(read_text(group.file("memory.events")).find("oom_kill 0"), std::string::npos)
+        << "somebody was killed to make room";
+    expect_clean();
+}
 
 // Of each session: what one has does not count for another. By all kinds of memory.
 TEST_F(LimitsTest, MemoryOfASession) {
