@@ -555,6 +555,8 @@ int dmaprobe_op_alloc(struct dmaprobe_ucmd *ucmd)
 			return -EINVAL;
 		taken = COHERENT_ATTRS;
 	} else if (cmd->kind == DMAPROBE_ALLOC_NONCONTIGUOUS) {
+		if (!dmaprobe_one_segment(dmaprobe_dma_dev(s), cmd->length))
+			return -EINVAL;
 		taken = DMAPROBE_ATTR_ALLOC_SINGLE_PAGES;
 	}
 	ret = dmaprobe_attrs(cmd->attrs, taken, &attrs);

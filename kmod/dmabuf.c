@@ -428,9 +428,12 @@ int dmaprobe_op_map_dmabuf(struct dmaprobe_ucmd *ucmd)
 		ret = PTR_ERR(imp->dmabuf);
 		goto err_free;
 	}
-	if (imp->dmabuf->ops != &export_ops && !reaches_all(s->dd)) {
-		ret = -EIO;
-		goto err_put;
+	if (imp->dmabuf->ops != &export_ops) {
+		ret = !dmaprobe_one_segment(dmaprobe_dma_dev(s),
+					    imp->dmabuf->size) ? -EINVAL :
+		      !reaches_all(s->dd) ? -EIO : 0;
+		if (ret)
+			goto err_put;
 	}
 	imp->attach = dma_buf_dynamic_attach(imp->dmabuf, dmaprobe_dma_dev(s),
 					     &import_ops, imp);

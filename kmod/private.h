@@ -412,6 +412,17 @@ static inline u64 dmaprobe_granule(const struct dmaprobe_device *dd)
 	return sizes ? 1ULL << __ffs(sizes) : PAGE_SIZE;
 }
 
+/*
+ * Whether the device takes that many bytes as one segment. Calls that make one of
+ * all they are given do not look at its limits themselves.
+ */
+static inline bool dmaprobe_one_segment(struct device *dev, u64 length)
+{
+	length = PAGE_ALIGN(length);
+	return length <= dma_get_max_seg_size(dev) &&
+	       length - 1 <= dma_get_seg_boundary(dev);
+}
+
 /* The values of enum dma_data_direction that a mapping can have. */
 static inline bool dmaprobe_valid_dir(u32 dir)
 {

@@ -230,8 +230,12 @@ class Alloc : public DeviceTest {
 protected:
     void SetUp() override {
         DeviceTest::SetUp();
-        if (!IsSkipped() && !HasFatalFailure())
-            iommu = s.translated();
+        if (IsSkipped() || HasFatalFailure())
+            return;
+        iommu = s.translated();
+        // Noncontiguous memory is one segment, and what a PCI device takes is little
+        // unless it is told.
+        ASSERT_OK(s.set_segments(DMAPROBE_SET_SEGMENTS_MAX_SIZE, 0x80000000));
     }
 
     // Allocations are told as buffers.
@@ -634,6 +638,38 @@ TEST_F(Alloc, Values) {
     // All at once.
     EXPECT_OK(allocate(s, a, {"", DMAPROBE_ALLOC_COHERENT, taken[0]}, 3 * page));
     EXPECT_TRUE(map_allocation(s, a));
+}
+
+// The kernel's call makes one segment of it whatever the device takes.
+TEST_F(Alloc, NoncontiguousFitsASegment) {
+    const uint64_t page = page_size();
+    const AllocWay way = {"", DMAPROBE_ALLOC_NONCONTIGUOUS};
+    Allocation a;
+
+    ASSERT_OK(s.set_segments(DMAPROBE_SET_SEGMENTS_MAX_SIZE, static_cast<uint32_t>(4 * page)));
+    for (const uint64_t length : {4 * page + 1, 5 * page, gib})
+        EXPECT_ERRNO(allocate(s, a, way, length), EINVAL);
+    for (const uint64_t length : {uint64_t{1}, 4 * page - 1, 4 * page}) {
+        ASSERT_OK(allocate(s, a, way, length));
+        ASSERT_OK(release(s, a));
+    }
+    // Less than whole pages of a segment are none.
+    ASSERT_OK(s.set_segments(DMAPROBE_SET_SEGMENTS_MAX_SIZE, static_cast<uint32_t>(4 * page - 1)));
+    EXPECT_ERRNO(allocate(s, a, way, 4 * page - 1), EINVAL);
+    ASSERT_OK(s.set_segments(DMAPROBE_SET_SEGMENTS_MAX_SIZE | DMAPROBE_SET_SEGMENTS_BOUNDARY,
+                             0x80000000, 8 * page - 1));
+    EXPECT_ERRNO(allocate(s, a, way, 8 * page + 1), EINVAL);
+    std::vector<Allocation> all;
+    for (const uint64_t pages : {1, 5, 8, 3, 8, 7}) {
+        ASSERT_OK(allocate(s, a, way, pages * page));
+        EXPECT_EQ(a.dma_addr / (8 * page), (a.dma_addr + a.length - 1) / (8 * page))
+            << "crosses a boundary";
+        all.push_back(a);
+    }
+    for (const Allocation& each : all)
+        EXPECT_OK(release(s, each));
+    // Of other memory the kernel's calls tell an address, not a segment.
+    EXPECT_OK(allocate(s, a, alloc_ways[0], 9 * page));
 }
 
 TEST_F(Alloc, OneSegmentOfManyPieces) {

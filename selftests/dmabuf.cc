@@ -241,6 +241,25 @@ TEST_F(DmaBuf, MemoryOfTheSystemHeap) {
     }
 }
 
+// An exporter makes what pieces it likes.
+TEST_F(DmaBuf, LongerThanASegment) {
+    const uint64_t page = page_size();
+    std::string why;
+    const Fd fd = make_heap_dmabuf(4 * page, why);
+    Import imported;
+
+    if (!fd)
+        GTEST_SKIP() << why;
+    ASSERT_OK(s.set_segments(DMAPROBE_SET_SEGMENTS_MAX_SIZE, static_cast<uint32_t>(4 * page - 1)));
+    EXPECT_ERRNO(import_dmabuf(s, fd.get(), imported), EINVAL);
+    ASSERT_OK(s.set_segments(DMAPROBE_SET_SEGMENTS_MAX_SIZE | DMAPROBE_SET_SEGMENTS_BOUNDARY,
+                             0x80000000, 2 * page - 1));
+    EXPECT_ERRNO(import_dmabuf(s, fd.get(), imported), EINVAL);
+    ASSERT_OK(s.set_segments(DMAPROBE_SET_SEGMENTS_MAX_SIZE | DMAPROBE_SET_SEGMENTS_BOUNDARY,
+                             static_cast<uint32_t>(4 * page), 4 * page - 1));
+    EXPECT_ERRNO(import_dmabuf(s, fd.get(), imported), unreached().empty() ? 0 : EIO);
+}
+
 TEST_F(DmaBuf, BadImports) {
     const Fd null(open("/dev/null", O_RDWR | O_CLOEXEC));
     Allocation a;

@@ -104,7 +104,9 @@ private:
 
 // What a scene plays with. All of it goes when the scene is over.
 struct Stage {
-    explicit Stage(std::string device) : bdf(std::move(device)), live(bdf) {}
+    explicit Stage(std::string device) : bdf(std::move(device)), live(bdf) {
+        EXPECT_OK(live.s.set_segments(DMAPROBE_SET_SEGMENTS_MAX_SIZE, 0x80000000));
+    }
 
     std::string bdf;
     Live live;

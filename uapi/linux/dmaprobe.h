@@ -1273,7 +1273,9 @@ struct dmaprobe_map_resource {
  * mapping holds the dma-buf, not the descriptor. Who exported it can take the
  * memory away: the mapping then has no segments any more.
  *
- * EBADF when @fd is no open file, EINVAL when it is no dma-buf; EIO without a
+ * EBADF when @fd is no open file, EINVAL when it is no dma-buf, or was not exported
+ * here and is longer than a segment of the device may be (DMAPROBE_SET_SEGMENTS): an
+ * exporter need not look at that. EIO without a
  * translating IOMMU when the device cannot reach the memory by itself (all memory,
  * when it was not exported here); EINTR and ETIMEDOUT while the exporter is moving
  * the memory; otherwise what the exporter answers.
@@ -1364,7 +1366,10 @@ enum dmaprobe_alloc_kind {
  * device goes away, what is mmapped of it goes as well: SIGBUS.
  *
  * Addresses obey the coherent mask; those of %DMAPROBE_ALLOC_NONCOHERENT and
- * %DMAPROBE_ALLOC_PAGES under an IOMMU, the streaming mask. EOPNOTSUPP also for
+ * %DMAPROBE_ALLOC_PAGES under an IOMMU, the streaming mask. EINVAL also for
+ * noncontiguous memory whose pages are more than the device's longest segment, or
+ * than lie between two of its segment boundaries: it is one segment, whatever
+ * ``DMAPROBE_SET_SEGMENTS`` says. EOPNOTSUPP also for
  * %DMAPROBE_ATTR_NO_KERNEL_MAPPING without a translating IOMMU, when the device
  * does not see the CPU's caches: the memory could not be zeroed.
  */
