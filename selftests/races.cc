@@ -644,6 +644,34 @@ TEST_F(Races, ForkedChildrenUseOneSession) {
     }
 }
 
+// Processes mmap one allocation at the same time, which no lock of their memory orders.
+TEST_F(Races, ProcessesMmapOneAllocation) {
+    const auto end = steady_clock::now() + milliseconds(800);
+    std::vector<pid_t> children;
+    Allocation a;
+
+    ASSERT_OK(allocate(s, a, alloc_ways[0], page_size()));
+    for (int i = 0; i < 3; i++) {
+        const pid_t child = fork();
+
+        ASSERT_GE(child, 0);
+        if (child == 0) {
+            while (steady_clock::now() < end)
+                if (!map_allocation(s, a))
+                    _exit(1);
+            _exit(0);
+        }
+        children.push_back(child);
+    }
+    for (const pid_t child : children) {
+        int status = -1;
+
+        ASSERT_TRUE(wait_for_child(child, seconds(20), status)) << "the child does not end";
+        EXPECT_EQ(status, 0);
+    }
+    EXPECT_OK(release(s, a)) << "nobody mmaps it any more";
+}
+
 // --- the driver goes --------------------------------------------------------------
 
 // The driver is unbound in the middle of calls of every kind, of mmaps and of opens.
