@@ -376,6 +376,12 @@ void Arena::turn_unanswered(Dice& dice) {
     }
 }
 
+bool Arena::guess(Dice& dice) {
+    const auto next = static_cast<uint32_t>(at_start_ + 1);
+
+    return destroy(static_cast<Make>(dice(nr_makes)), next, dice) == 0;
+}
+
 void Arena::use(uint32_t id, unsigned way, Dice& dice) {
     switch (static_cast<Family>(way)) {
     case Family::buffer:

@@ -83,6 +83,11 @@ public:
      * when the call returns, unless another thread was quicker; so live() does not count it.
      */
     void turn_unanswered(Dice& dice);
+    /*
+     * Try to destroy what a turn_unanswered() is making, by the id that is free next. Whether
+     * there was something.
+     */
+    bool guess(Dice& dice);
 
     /* Objects that were made and not destroyed, as the threads have counted. */
     int64_t live() const { return live_; }

@@ -2,6 +2,7 @@
 // Sessions, processes and drivers that come and go while things are mapped.
 
 #include "fixture.h"
+#include "ops.h"
 #include "system.h"
 #include "unbind.h"
 
@@ -367,6 +368,28 @@ TEST_F(Unbind, WithAllLive) {
     expect_gone();
     ranges->count = 0;
     EXPECT_OK(fill(s, b)) << "the new session does not work";
+}
+
+// Calls that worked before, of every command: each finds out by itself that the device is gone.
+TEST_F(Unbind, EveryCommand) {
+    Live live(bdf);
+    std::vector<std::pair<const Op*, std::vector<std::byte>>> calls;
+
+    for (const Op& op : ops()) {
+        // A run tells it of each of its calls.
+        if (op.number == DMAPROBE_NR_RUN || !lacks(op, s).empty())
+            continue;
+        std::vector<std::byte>& call = calls.emplace_back(&op, op.size).second;
+        op.sample(live, call.data());
+        set<uint32_t>(call.data(), 0, static_cast<uint32_t>(op.size));
+    }
+    ASSERT_GT(calls.size(), 20u);
+    ASSERT_OK(unbind_driver(bdf));
+    for (auto& [op, call] : calls)
+        EXPECT_ERRNO(submit(live.s.fd(), op->command, call.data()), ENODEV) << op->name;
+    EXPECT_OK(live.s.close());
+    EXPECT_OK(s.close());
+    ASSERT_NO_FATAL_FAILURE(come_back());
 }
 
 // The old session is still open when the device comes back, and is none of it.

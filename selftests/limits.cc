@@ -571,6 +571,37 @@ TEST_F(LimitsTest, MemoryOfASession) {
     expect_clean();
 }
 
+// What is refused to several threads at once is not charged in the end.
+TEST_F(LimitsTest, RefusalsAtTheSameTime) {
+    const auto end = steady_clock::now() + milliseconds(600);
+    std::atomic<int> odd = 0;
+    std::vector<std::thread> threads;
+    dmaprobe_stats stats = {};
+    Buffer one;
+
+    if (read_text("/sys/module/dmaprobe/parameters/session_max_mib") != "1024")
+        GTEST_SKIP() << "a session may have more, or less, than 1 GiB";
+    ASSERT_OK(s.alloc(one, page));
+    threads.reserve(4);
+    for (int t = 0; t < 4; t++) {
+        threads.emplace_back([&] {
+            while (steady_clock::now() < end) {
+                Buffer b;
+
+                if (const int err = s.alloc(b, 1 << 30, DMAPROBE_BUFFER_SCATTERED); err != ENOMEM)
+                    odd = err ? err : EPROTO;
+            }
+        });
+    }
+    for (std::thread& thread : threads)
+        thread.join();
+    EXPECT_ERRNO(odd.load(), 0);
+    ASSERT_OK(s(stats));
+    EXPECT_EQ(stats.charged, page);
+    ASSERT_OK(s.free(one));
+    expect_clean();
+}
+
 // --- objects ----------------------------------------------------------------------
 
 // As many objects as a program cares to make. Their end takes its time, but not the

@@ -153,24 +153,119 @@ TEST_F(Races, ObjectsOfAllKinds) {
 }
 
 // Calls whose answer cannot be written take back what they made, while other threads guess
-// its id.
+// its id. Whoever is quicker, it is gone, and once.
 TEST_F(Races, CallsThatCannotBeAnswered) {
+    const auto end = steady_clock::now() + milliseconds(1000);
     Arena arena(bdf);
+    std::atomic<int> guessed = 0;
 
     ASSERT_OK(arena.error());
-    play(arena, milliseconds(1000), [&](Dice& dice) {
-        if (dice(3))
-            arena.turn(dice);
-        else
-            arena.turn_unanswered(dice);
-    });
+    {
+        Threads threads;
+
+        for (unsigned t = 0; t < 4; t++) {
+            threads.add([&, t] {
+                Dice dice(t);
+
+                // In the end nobody guesses any more.
+                while (steady_clock::now() < end + milliseconds(t ? 0 : 50)) {
+                    if (t == 0)
+                        arena.turn_unanswered(dice);
+                    else
+                        guessed += arena.guess(dice);
+                }
+            });
+        }
+    }
     EXPECT_EQ(arena.odd(), "");
-    EXPECT_GT(arena.good(), 20u);
+    EXPECT_EQ(arena.left_over(), 0) << "what nobody was told of is left";
+    RecordProperty("guessed", guessed.load());
     ASSERT_OK(arena.close());
     expect_nothing_left();
 }
 
+// Two threads take the first blocks of a pool at once: it grows once, and is charged once.
+TEST_F(Races, PoolGrowsOnceForTwo) {
+    const auto end = steady_clock::now() + milliseconds(800);
+    const uint64_t page = page_size();
+    const Raw own = Raw::open(bdf);
+    dmaprobe_pool_create pool = {};
+    std::atomic<uint32_t> of = 0;
+    std::atomic<uint32_t> taken = 0;
+    std::atomic<bool> stop = false;
+    std::atomic<int> odd = 0;
+
+    ASSERT_TRUE(own);
+    pool.block_size = 64;
+    if (const int err = own(pool))
+        GTEST_SKIP() << "no pools here: " << strerror(err);
+    const auto take = [&](uint32_t from) {
+        dmaprobe_pool_alloc op = {};
+
+        op.pool_id = from;
+        if (const int err = own(op))
+            odd = err;
+        return op.id;
+    };
+    std::thread second([&] {
+        while (!stop)
+            if (const uint32_t from = of.exchange(0))
+                taken = take(from);
+    });
+    int rounds = 0;
+    for (; steady_clock::now() < end && !odd; rounds++) {
+        dmaprobe_pool_destroy destroy = {};
+        dmaprobe_stats stats = {};
+
+        of = pool.id;
+        const uint32_t first = take(pool.id);
+        while (!taken && !odd)
+            std::this_thread::yield();
+        EXPECT_OK(own(stats));
+        EXPECT_EQ(stats.charged, page);
+        for (const uint32_t id : {first, taken.exchange(0)}) {
+            dmaprobe_pool_free give = {};
+
+            give.id = id;
+            EXPECT_OK(own(give));
+        }
+        destroy.id = pool.id;
+        if (HasFailure() || own(destroy) || own(pool))
+            break;
+    }
+    stop = true;
+    second.join();
+    EXPECT_ERRNO(odd.load(), 0);
+    EXPECT_GT(rounds, 20);
+}
+
 // --- files come and go ------------------------------------------------------------
+
+// Sessions begin and end at the same time. All are listed at the device, which SET_MASK asks.
+TEST_F(Races, SessionsComeAndGo) {
+    const auto end = steady_clock::now() + milliseconds(800);
+    std::atomic<int> odd = 0;
+    std::atomic<int> opened = 0;
+    {
+        Threads threads;
+
+        for (int t = 0; t < 4; t++) {
+            threads.add([&] {
+                while (steady_clock::now() < end) {
+                    const Raw one = Raw::open(bdf);
+
+                    if (!one)
+                        odd = one.error();
+                    opened++;
+                }
+            });
+        }
+    }
+    EXPECT_ERRNO(odd.load(), 0);
+    EXPECT_GT(opened.load(), 100);
+    RecordProperty("opened", opened.load());
+    expect_nothing_left();
+}
 
 // The session of a descriptor is replaced by a new one again and again, while other
 // threads make calls by it. A call that has begun ends with the session it began with.
@@ -549,6 +644,34 @@ TEST_F(Races, ForkedChildrenUseOneSession) {
     }
 }
 
+// Processes mmap one allocation at the same time, which no lock of their memory orders.
+TEST_F(Races, ProcessesMmapOneAllocation) {
+    const auto end = steady_clock::now() + milliseconds(800);
+    std::vector<pid_t> children;
+    Allocation a;
+
+    ASSERT_OK(allocate(s, a, alloc_ways[0], page_size()));
+    for (int i = 0; i < 3; i++) {
+        const pid_t child = fork();
+
+        ASSERT_GE(child, 0);
+        if (child == 0) {
+            while (steady_clock::now() < end)
+                if (!map_allocation(s, a))
+                    _exit(1);
+            _exit(0);
+        }
+        children.push_back(child);
+    }
+    for (const pid_t child : children) {
+        int status = -1;
+
+        ASSERT_TRUE(wait_for_child(child, seconds(20), status)) << "the child does not end";
+        EXPECT_EQ(status, 0);
+    }
+    EXPECT_OK(release(s, a)) << "nobody mmaps it any more";
+}
+
 // --- the driver goes --------------------------------------------------------------
 
 // The driver is unbound in the middle of calls of every kind, of mmaps and of opens.
@@ -665,44 +788,51 @@ TEST_F(Races, OpenWhileItComesAndGoes) {
     expect_nothing_left();
 }
 
-// Whatever is left of a session holds the module; when that has gone, nothing does.
+// Whatever is left of a session holds the module by itself; when that has gone, nothing does.
 TEST_F(Races, ModuleStaysForWhateverIsLeft) {
     const uint64_t page = page_size();
 
     if (!exists("/sys/module/dmaprobe/initstate"))
         GTEST_SKIP() << "dmaprobe is built into the kernel";
-    Raw other = Raw::open(bdf);
-    Buffer b;
-    Allocation a;
-    dmaprobe_export out = {};
+    for (const bool exported : {false, true}) {
+        Raw other = Raw::open(bdf);
+        Memory m;
+        Fd dmabuf;
 
-    ASSERT_TRUE(other);
-    ASSERT_OK(other.alloc(b, page));
-    ASSERT_OK(allocate(other, a, alloc_ways[0], page));
-    out.id = a.id;
-    Fd dmabuf;
-    if (other(out) == 0)
-        dmabuf = Fd(out.fd);
-    Memory m = other.mmap(b);
-    ASSERT_TRUE(m);
-    ASSERT_OK(other.close());
-    ASSERT_OK(s.close());
-    EXPECT_ERRNO(remove_module(driver_name), EAGAIN) << "removed while mmapped";
-    ASSERT_OK(unbind_driver(bdf));
-    EXPECT_ERRNO(remove_module(driver_name), EAGAIN) << "removed while mmapped";
-    memset(m.data(), 1, m.size());
-    m.unmap();
-    if (dmabuf) {
-        // Only the dma-buf is left, whose operations are the module's.
-        EXPECT_ERRNO(remove_module(driver_name), EAGAIN) << "removed while exported";
+        SCOPED_TRACE(exported ? "a dma-buf" : "an mmap");
+        ASSERT_TRUE(other);
+        if (exported) {
+            Allocation a;
+            dmaprobe_export out = {};
+
+            ASSERT_OK(allocate(other, a, alloc_ways[0], page));
+            out.id = a.id;
+            if (other(out))
+                continue; // the kernel does not know the pages
+            dmabuf = Fd(out.fd);
+        } else {
+            Buffer b;
+
+            ASSERT_OK(other.alloc(b, page));
+            m = other.mmap(b);
+            ASSERT_TRUE(m);
+        }
+        ASSERT_OK(other.close());
+        ASSERT_OK(s.close());
+        EXPECT_ERRNO(remove_module(driver_name), EAGAIN);
+        ASSERT_OK(unbind_driver(bdf));
+        EXPECT_ERRNO(remove_module(driver_name), EAGAIN);
         EXPECT_TRUE(module_loaded());
-        ASSERT_OK(dmabuf.close());
+        if (m)
+            memset(m.data(), 1, m.size());
+        m.unmap();
+        EXPECT_OK(dmabuf.close());
+        int err = 0;
+        EXPECT_TRUE(wait_for([&] { return (err = remove_module(driver_name)) == 0; }, seconds(10)));
+        ASSERT_ERRNO(err, 0);
+        ASSERT_TRUE(load_module());
+        ASSERT_NO_FATAL_FAILURE(come_back());
     }
-    int err = 0;
-    EXPECT_TRUE(wait_for([&] { return (err = remove_module(driver_name)) == 0; }, seconds(10)));
-    ASSERT_ERRNO(err, 0);
-    ASSERT_TRUE(load_module());
-    ASSERT_NO_FATAL_FAILURE(come_back());
 }
 
 // Loaded, used by several, and unloaded, again and again.
