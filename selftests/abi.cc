@@ -307,8 +307,9 @@ TEST_P(StructsWithPointers, BadInnerPointer) {
     }
     for (const PointerField& field : op().pointers) {
         Memory read_only = Memory::fenced(page_size());
+        const Memory writable = Memory::fenced(page_size());
 
-        ASSERT_TRUE(read_only && read_only.protect(PROT_READ));
+        ASSERT_TRUE(writable && read_only && read_only.protect(PROT_READ));
         refused_with<uint64_t>(field.offset, 0, EFAULT);
         refused_with<uint64_t>(field.offset, room_.address() + room_.size(), EFAULT);
         refused_with<uint64_t>(field.offset, ~uint64_t{0xfff}, EFAULT);
@@ -320,7 +321,7 @@ TEST_P(StructsWithPointers, BadInnerPointer) {
         }
         refused_with<uint64_t>(field.offset, read_only.address(), EFAULT);
         // The first byte can be written, the last one cannot.
-        refused_with<uint64_t>(field.offset, room_.address() - 1, EFAULT);
+        refused_with<uint64_t>(field.offset, writable.address() + writable.size() - 1, EFAULT);
         refused_with<uint64_t>(field.offset, read_only.address() + read_only.size() - 1, EFAULT);
     }
 }
