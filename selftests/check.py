@@ -23,7 +23,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "lab"))
 import coverage  # noqa: E402
-import guest  # noqa: E402
 import kernels  # noqa: E402
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -159,8 +158,9 @@ def in_guest(suite: "Suite") -> Report:
               for name, command in DOCUMENTS.items()]
     script.append("all=0")
     for transport in suite.transports:
-        script.append(f"echo '# check: transport {transport}'; DMAPROBE_TRANSPORT={transport} "
-                      f"{suite.environment} dmaprobe-selftest --gtest_filter='{suite.only or TRANSPORTS[transport]}'; "
+        script.append(f"echo '# check: transport {transport}'; "
+                      f"DMAPROBE_TRANSPORT={transport} {suite.environment} dmaprobe-selftest "
+                      f"--gtest_filter='{suite.only or TRANSPORTS[transport]}'; "
                       "code=$?; "
                       "echo; echo \"# check: exit $code\"; [ $code = 0 ] || all=$code")
     script.append("exit $all")

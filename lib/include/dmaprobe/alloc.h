@@ -54,8 +54,9 @@ public:
     /// Allocate, and mmap (dma_mmap_attrs(), dma_mmap_pages(), dma_mmap_noncontiguous()).
     ///
     /// @param length bytes, from 1 to 1 GiB
-    /// EINVAL: a bad length, or a direction or attribute that the kind does not take. EOPNOTSUPP:
-    /// this kernel or the device's domain lacks the call. ENOMEM: no memory, or a limit. ENXIO and
+    /// EINVAL: a bad length, or a direction or attribute that the kind does not take; also for
+    /// noncontiguous memory longer than the device's longest segment (Session::set_segments()).
+    /// EOPNOTSUPP: this kernel or the device's domain lacks the call. ENOMEM: no memory, or a limit. ENXIO and
     /// others of mmap(): the memory cannot be mmapped.
     [[nodiscard]] static Result<Alloc> create(const Session& session, AllocKind kind, Size length,
                                               const AllocOptions& options = {});

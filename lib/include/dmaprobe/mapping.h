@@ -90,7 +90,9 @@ public:
     /// descriptor stays the caller's to close. Who exported it can take the memory away: segments()
     /// are none then.
     ///
-    /// EBADF: no open file. EINVAL: no dma-buf. Otherwise as the exporter answers.
+    /// EBADF: no open file. EINVAL: no dma-buf, or one that dmaprobe did not export and that is
+    /// longer than the device's longest segment (Session::set_segments()). Otherwise as the
+    /// exporter answers.
     [[nodiscard]] static Result<Mapping> import_dmabuf(const Session& session, int fd,
                                                        Direction direction);
 
