@@ -90,6 +90,13 @@ static int check_reach(const struct dmaprobe_import *imp, struct sg_table *sgt)
 	return 0;
 }
 
+/* Coherent memory needs no sync, and the same memory may be mapped many times. */
+static unsigned long export_attrs(const struct dmaprobe_allocation *a)
+{
+	return DMAPROBE_MAY_OVERLAP | (a->kind == DMAPROBE_ALLOC_COHERENT ?
+				       DMA_ATTR_SKIP_CPU_SYNC : 0);
+}
+
 static struct sg_table *export_map(struct dma_buf_attachment *attach,
 				   enum dma_data_direction dir)
 {
@@ -113,9 +120,7 @@ static struct sg_table *export_map(struct dma_buf_attachment *attach,
 	ret = check_reach(attach->importer_priv, sgt);
 	if (ret)
 		goto err_table;
-	ret = dma_map_sgtable(attach->dev, sgt, dir,
-			      a->kind == DMAPROBE_ALLOC_COHERENT ?
-			      DMA_ATTR_SKIP_CPU_SYNC : 0);
+	ret = dma_map_sgtable(attach->dev, sgt, dir, export_attrs(a));
 	if (ret)
 		goto err_table;
 	return sgt;
@@ -130,11 +135,8 @@ err_free:
 static void export_unmap(struct dma_buf_attachment *attach,
 			 struct sg_table *sgt, enum dma_data_direction dir)
 {
-	struct dmaprobe_allocation *a = attach->dmabuf->priv;
-
 	dma_unmap_sgtable(attach->dev, sgt, dir,
-			  a->kind == DMAPROBE_ALLOC_COHERENT ?
-			  DMA_ATTR_SKIP_CPU_SYNC : 0);
+			  export_attrs(attach->dmabuf->priv));
 	sg_free_table(sgt);
 	kfree(sgt);
 }
