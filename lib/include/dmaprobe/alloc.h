@@ -56,8 +56,8 @@ public:
     /// @param length bytes, from 1 to 1 GiB
     /// EINVAL: a bad length, or a direction or attribute that the kind does not take; also for
     /// noncontiguous memory longer than the device's longest segment (Session::set_segments()).
-    /// EOPNOTSUPP: this kernel or the device's domain lacks the call. ENOMEM: no memory, or a limit. ENXIO and
-    /// others of mmap(): the memory cannot be mmapped.
+    /// EOPNOTSUPP: this kernel or the device's domain lacks the call. ENOMEM: no memory, or a
+    /// limit. ENXIO and others of mmap(): the memory cannot be mmapped.
     [[nodiscard]] static Result<Alloc> create(const Session& session, AllocKind kind, Size length,
                                               const AllocOptions& options = {});
     /// Memory that CPU and device see alike; dma_alloc_coherent(), dma_alloc_attrs().
