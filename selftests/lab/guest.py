@@ -86,7 +86,7 @@ DEVICES = {
 # to what leaked stay, so that kmemleak does not see that it leaked.
 KERNELS = {
     "debug": Platform(kernel=["dma_debug_entries=200000", "kasan_multi_shot",
-                              "printk.devkmsg=on", "slab_debug=Z"], memory=1024),
+                              "printk.devkmsg=on", "slab_debug=Z,kmalloc-*"], memory=1024),
 }
 
 # Texts by which a kernel reports a bug of its own. Faults that an IOMMU reports
