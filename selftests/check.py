@@ -454,7 +454,7 @@ SUITES = {
     "debug": Suite(in_guest, ["--kernel", "debug"], GUEST, longer=True, deadline=3000,
                    coverage=COVERAGE / "debug.json"),
     "debug-amdvi": Suite(in_guest, ["--kernel", "debug", "--iommu", "amdvi"], GUEST, longer=True,
-                         deadline=3000, coverage=COVERAGE / "debug-amdvi.json"),
+                         only=ELSEWHERE, deadline=3000, coverage=COVERAGE / "debug-amdvi.json"),
     "fuzz": Suite(in_guest, ["--kernel", "debug"], GUEST, longer=True, only="Fuzz.*", deadline=3000,
                   environment="DMAPROBE_FUZZ_CALLS=300000", coverage=COVERAGE / "fuzz.json"),
     "stock": Suite(in_guest, ["--kernel", "stock"], GUEST, transports=tuple(TRANSPORTS)),
