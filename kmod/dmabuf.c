@@ -431,10 +431,11 @@ int dmaprobe_op_map_dmabuf(struct dmaprobe_ucmd *ucmd)
 		goto err_free;
 	}
 	if (imp->dmabuf->ops != &export_ops) {
-		ret = !dmaprobe_one_segment(dmaprobe_dma_dev(s),
-					    imp->dmabuf->size) ? -EINVAL :
-		      !reaches_all(s->dd) ? -EIO : 0;
-		if (ret)
+		ret = -EINVAL;
+		if (!dmaprobe_one_segment(dmaprobe_dma_dev(s), imp->dmabuf->size))
+			goto err_put;
+		ret = -EIO;
+		if (!reaches_all(s->dd))
 			goto err_put;
 	}
 	imp->attach = dma_buf_dynamic_attach(imp->dmabuf, dmaprobe_dma_dev(s),

@@ -52,7 +52,7 @@ UNITTEST_SRCS := \
 	selftests/uring.cc
 
 # Half of what a check from nothing takes is to compile the tests. What they cost matters
-# in one of them only.
+# only where costs are measured.
 $(BUILD)/obj/selftests/%.o: CXXFLAGS += -O0
 $(BUILD)/obj/selftests/cost.o $(BUILD)/obj/selftests/uring.o: CXXFLAGS += -O2
 

@@ -258,14 +258,12 @@ TEST_P(Unplug, UnderTheDemo) {
         GTEST_SKIP() << first.err;
     ASSERT_EQ(first.code, 0) << first.out << first.err;
     for (int round = 0; round < (GetParam() == How::sysfs ? 2 : 1); round++) {
-        std::atomic<bool> going = false;
         std::string why;
 
         SCOPED_TRACE(std::format("round {}", round));
         std::thread taker([&] {
             // Somewhere in the middle, in another place each time.
             std::this_thread::sleep_for(milliseconds(150 + 340 * round));
-            going = true;
             why = take_away();
         });
         Outcome last;

@@ -1368,8 +1368,8 @@ enum dmaprobe_alloc_kind {
  * Addresses obey the coherent mask; those of %DMAPROBE_ALLOC_NONCOHERENT and
  * %DMAPROBE_ALLOC_PAGES under an IOMMU, the streaming mask. EINVAL also for
  * noncontiguous memory whose pages are more than the device's longest segment, or
- * than lie between two of its segment boundaries: it is one segment, whatever
- * ``DMAPROBE_SET_SEGMENTS`` says. EOPNOTSUPP also for
+ * than lie between two of its segment boundaries (DMAPROBE_SET_SEGMENTS): it is one
+ * segment. EOPNOTSUPP also for
  * %DMAPROBE_ATTR_NO_KERNEL_MAPPING without a translating IOMMU, when the device
  * does not see the CPU's caches: the memory could not be zeroed.
  */
