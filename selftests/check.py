@@ -23,6 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "lab"))
 import coverage  # noqa: E402
+import guest  # noqa: E402
 import kernels  # noqa: E402
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -36,7 +37,7 @@ COVERAGE = CHECKOUT / "build/coverage"
 # the transport. They are slow too, because the kernel tells few faults in 5 s. Those
 # of many callers at a time, and of too much of everything, take all ways at once or
 # have no use for another.
-HOSTILE = "*Races*:*Reset*:Fuzz*:*Unplug*:Limits*:Numbers*:*Permissions*:*Vfio*:*FailNth*"
+HOSTILE = "*Races*:*Reset*:Fuzz*:*Unplug*:Limits*:Numbers*:*Permissions*:*Vfio*:SharedGroup*:*FailNth*"
 ONCE = f"-Tool*:*Engine*:{HOSTILE}"
 TRANSPORTS = {"ioctl": "*", "ring": ONCE, "run": ONCE}
 
@@ -260,6 +261,18 @@ def lab_kernel_report_fails_a_run() -> None:
     expect("WARNING: CPU: 0 PID: 1 at lab/test.c:1" in err, err)
 
 
+def lab_reads_the_checkers_verdicts() -> None:
+    """What the checkers of the debug kernel have found fails a run; that they found nothing does not."""
+    for text, bad in (("dma-api/error_count is 0", False), ("dma-api/error_count is 1", True),
+                      ("kmemleak: 2 unreferenced objects", True),
+                      ("DMA-API: it is disabled", True),
+                      ("DMA-API: dmaprobe: device driver tries to free DMA memory", True)):
+        with tempfile.NamedTemporaryFile("w", suffix=".log") as log:
+            log.write(f"[    1.000000] {text}\n")
+            log.flush()
+            expect(bool(guest.reports_in(Path(log.name))) == bad, text)
+
+
 def lab_kernel_panic_fails_a_run() -> None:
     """A guest whose kernel panics is a failed run."""
     code, _, err = lab_run("--", "sh", "-c", "echo c >/proc/sysrq-trigger")
@@ -425,7 +438,8 @@ def the_lab(_: "Suite") -> Report:
         check_counts_what_is_missing, check_keeps_transports_apart, lab_layers_kernel_options,
         lab_adds_coverage_up, lab_refuses_unknown_values,
         lab_passes_everything_through, lab_keeps_a_large_output_whole, lab_deadline_ends_a_run,
-        lab_kernel_report_fails_a_run, lab_kernel_panic_fails_a_run,
+        lab_kernel_report_fails_a_run, lab_reads_the_checkers_verdicts,
+        lab_kernel_panic_fails_a_run,
         lab_boots_a_stalled_guest_once_more, lab_boots_once_more_at_most,
         lab_never_repeats_what_has_begun, lab_unplugs_and_plugs, lab_icount_repeats])
 

@@ -658,8 +658,7 @@ protected:
         // How many there are differs from call to call, when a cache is refilled.
         for (unsigned quiet = 0; !HasFailure() && quiet < 3 && n < enough; n++) {
             SCOPED_TRACE(std::format("allocation or copy {} fails", n + 1));
-            // The deadline of a test is one for a test of the usual length.
-            alarm(120);
+            restart_deadline();
             quiet = play(scene, n + 1) ? 0 : quiet + 1;
         }
         EXPECT_LT(n, enough);
@@ -715,8 +714,7 @@ TEST_F(FailNthBind, Sweep) {
 
     for (; !HasFailure() && n < enough; n++) {
         SCOPED_TRACE(std::format("allocation or copy {} fails", n + 1));
-        // The deadline of a test is one for a test of the usual length.
-        alarm(120);
+        restart_deadline();
         nth.arm(n + 1);
         const int err = probe();
         const bool failed = nth.disarm();

@@ -103,6 +103,9 @@ int submit(int fd, unsigned long command, void* op);
 /* The name of the transport; ends the program when the environment names none. */
 std::string_view transport();
 
+/* Give the rest of a test as much time as a test has: for one of many parts, in each. */
+void restart_deadline();
+
 template <class T>
 struct CommandOf;
 #define SELFTEST_COMMAND(type, nr)                                                                 \

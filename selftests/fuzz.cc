@@ -988,8 +988,7 @@ TEST_F(Fuzz, AllOps) {
     const auto start = std::chrono::steady_clock::now();
 
     for (uint64_t number = 0; counts.total() < calls; number++) {
-        // The deadline of a test is one for a test of the usual length.
-        alarm(120);
+        restart_deadline();
         ASSERT_NO_FATAL_FAILURE(round(number, std::min(calls, round_length), {}));
     }
     tell(std::chrono::steady_clock::now() - start);

@@ -15,10 +15,6 @@
 
 namespace {
 
-// No test waits longer than a part of this; it is for what cannot be waited
-// for with a deadline, such as a call into the kernel that does not return.
-constexpr unsigned test_deadline_s = 120;
-
 void bail_out(int) {
     static const char text[] = "\nBail out! a test did not end within its deadline\n";
     const ssize_t written = write(STDOUT_FILENO, text, sizeof(text) - 1);
@@ -34,11 +30,17 @@ class Deadline : public testing::EmptyTestEventListener {
         sigaction(SIGALRM, &action, nullptr);
     }
 
-    void OnTestStart(const testing::TestInfo&) override { alarm(test_deadline_s); }
+    void OnTestStart(const testing::TestInfo&) override { selftest::restart_deadline(); }
     void OnTestEnd(const testing::TestInfo&) override { alarm(0); }
 };
 
 } // namespace
+
+void selftest::restart_deadline() {
+    // No test waits longer than a part of this; it is for what cannot be waited
+    // for with a deadline, such as a call into the kernel that does not return.
+    alarm(120);
+}
 
 // What throws in here is a reason to end with std::terminate()'s message.
 // NOLINTNEXTLINE(bugprone-exception-escape)
