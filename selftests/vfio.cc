@@ -524,12 +524,17 @@ TEST_F(SharedGroupOrVfio, BoundIsNotClaimedByVfio) {
 TEST_F(SharedGroupOrVfio, RaceForTheGroup) {
     std::atomic<bool> stop = false;
     std::atomic<int> claimed = 0;
+    std::atomic<int> stolen = 0;
+    std::atomic<int> mapping = 0; // its number while it is there
     int bound = 0;
 
     std::thread other([&] {
         for (size_t i = 0; !stop; i++) {
+            const int before = mapping;
+
             if (claim(second, ways[i % ways.size()]) == 0) {
                 claimed++;
+                stolen += before != 0 && mapping == before;
                 std::this_thread::sleep_for(milliseconds(3));
             }
             let_go();
@@ -547,7 +552,9 @@ TEST_F(SharedGroupOrVfio, RaceForTheGroup) {
         Mapped mapped;
         EXPECT_TRUE(mine);
         EXPECT_OK(mapped.make(mine));
+        mapping = bound;
         std::this_thread::sleep_for(milliseconds(2));
+        mapping = 0;
         EXPECT_OK(mine.close());
         EXPECT_OK(unbind_driver(first));
     }
@@ -555,6 +562,7 @@ TEST_F(SharedGroupOrVfio, RaceForTheGroup) {
     other.join();
     EXPECT_GE(bound, 3);
     EXPECT_GE(claimed.load(), 3);
+    EXPECT_EQ(stolen.load(), 0) << "VFIO had the group of a device with mappings";
 }
 
 // Two devices, one domain: their addresses do not meet, and each has its own sessions.
