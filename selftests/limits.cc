@@ -621,6 +621,7 @@ TEST_F(LimitsTest, ManyObjects) {
     while (made < many) {
         dmaprobe_run run = {};
 
+        restart_deadline();
         for (size_t i = 0; i < maps.size(); i++) {
             maps[i] = {};
             maps[i].size = sizeof(maps[i]);
@@ -643,6 +644,7 @@ TEST_F(LimitsTest, ManyObjects) {
     ASSERT_OK(owner(stats));
     EXPECT_EQ(stats.nr_mappings, made);
     EXPECT_ERRNO(s.set_mask(0xffffffff), EBUSY);
+    restart_deadline();
     const auto began = steady_clock::now();
     ASSERT_OK(owner.close());
     RecordProperty(
