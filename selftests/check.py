@@ -264,7 +264,7 @@ def lab_kernel_report_fails_a_run() -> None:
 
 
 def lab_reads_the_checkers_verdicts() -> None:
-    """What the checkers of the debug kernel have found fails a run; that they found nothing does not."""
+    """What the debug kernel's checkers have found fails a run; that they found nothing does not."""
     for text, bad in (("dma-api/error_count is 0", False), ("dma-api/error_count is 1", True),
                       ("kmemleak: 2 unreferenced objects", True),
                       ("DMA-API: it is disabled", True),
