@@ -39,7 +39,8 @@ LEAST_COVERAGE = 90
 # the transport. They are slow too, because the kernel tells few faults in 5 s. Those
 # of many callers at a time, and of too much of everything, take all ways at once or
 # have no use for another.
-HOSTILE = "*Races*:*Reset*:Fuzz*:*Unplug*:Limits*:Numbers*:*Permissions*:*Vfio*:SharedGroup*:*FailNth*"
+HOSTILE = ("*Races*:*Reset*:Fuzz*:*Unplug*:Limits*:Numbers*:*Permissions*:*Vfio*:SharedGroup*:"
+           "*FailNth*")
 ONCE = f"-Tool*:*Engine*:{HOSTILE}"
 TRANSPORTS = {"ioctl": "*", "ring": ONCE, "run": ONCE}
 
