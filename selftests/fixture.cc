@@ -425,8 +425,9 @@ std::string Raw::no_faults() const {
     const dmaprobe_domain d = domain();
     const std::string driver = static_cast<const char*>(d.driver);
 
-    return driver == "intel-iommu" ? ""
-                                   : "the library cannot read the faults of " + driver + " yet";
+    if (driver == "intel-iommu" || driver == "amd-iommu" || driver == "virtio_iommu")
+        return "";
+    return "the library cannot read the faults of " + driver + " yet";
 }
 
 uint64_t Raw::granule() const {

@@ -373,7 +373,16 @@ TEST_F(Tool, Demo) {
     // address that the device was given.
     const uint64_t first = std::stoull(iova, nullptr, 16);
     bool destroyed = false;
+    bool placed = true;
+    bool told = true;
     for (const json& fault : demo.value("faults", json::array())) {
+        if (fault.at("iova").is_null()) {
+            // As QEMU emulates it.
+            EXPECT_EQ(fault.value("platform", ""), "amd-vi") << fault;
+            destroyed |= fault.value("step", "") == "fault_destroyed";
+            placed = false;
+            continue;
+        }
         const uint64_t asked = std::stoull(fault.value("asked", "0"), nullptr, 16);
         const uint64_t at = std::stoull(fault.value("iova", "0"), nullptr, 16);
 
@@ -384,12 +393,20 @@ TEST_F(Tool, Demo) {
         EXPECT_THAT(fault.value("raw", ""), HasSubstr(std::format("{:#x}", at)));
         if (fault.value("step", "") == "fault_destroyed") {
             destroyed = true;
-            EXPECT_EQ(fault.value("access", ""), "write");
+            told = fault.value("access", "") != "unknown";
+            if (told) {
+                EXPECT_EQ(fault.value("access", ""), "write");
+            } else {
+                // As QEMU emulates it, where nothing is mapped.
+                EXPECT_EQ(fault.value("platform", ""), "virtio-iommu") << fault;
+            }
         }
     }
     EXPECT_TRUE(destroyed) << "no fault after the destroy: " << o.out;
     // The report for people shows the same events, with its own addresses.
-    EXPECT_THAT(text.out, HasSubstr("faults: write of 0x"));
+    EXPECT_THAT(text.out, HasSubstr(!placed ? "faults, and does not tell"
+                                    : told  ? "faults: write of 0x"
+                                            : "faults: access of 0x"));
     // It leaves nothing behind.
     s = Raw::open(bdf);
     ASSERT_TRUE(s);

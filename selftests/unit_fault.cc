@@ -68,6 +68,77 @@ TEST(Fault, VtdWithAPasid) {
     EXPECT_EQ(f->bdf, (Bdf{0, 0, 2, 0}));
 }
 
+TEST(Fault, AmdVi) {
+    const auto f = parse_fault("3,1,2,-;vfio-pci 0000:c1:00.1: AMD-Vi: Event logged [IO_PAGE_FAULT "
+                               "domain=0x0011 address=0xfffffffdf8020200 flags=0x0020]");
+
+    ASSERT_TRUE(f);
+    EXPECT_EQ(f->bdf, (Bdf{0, 0xc1, 0, 1}));
+    EXPECT_TRUE(f->domain_told);
+    EXPECT_EQ(f->iova, Iova(0xfffffffdf8020200));
+    EXPECT_EQ(f->access, FaultAccess::write);
+    EXPECT_EQ(f->reason, "IO_PAGE_FAULT: not present");
+    EXPECT_EQ(f->platform, "amd-vi");
+
+    const auto forbidden = parse_fault("dmaprobe 0001:01:00.0: AMD-Vi: Event logged [IO_PAGE_FAULT "
+                                       "domain=0x0002 address=0x1000 flags=0x0030]");
+    ASSERT_TRUE(forbidden);
+    EXPECT_EQ(forbidden->reason, "IO_PAGE_FAULT: no permission");
+    EXPECT_TRUE(forbidden->is_from({1, 1, 0, 0}));
+    EXPECT_FALSE(forbidden->is_from({0, 1, 0, 0}));
+}
+
+TEST(Fault, AmdViOfADeviceThatIsNotThere) {
+    const auto f = parse_fault("AMD-Vi: Event logged [IO_PAGE_FAULT device=0000:03:00.0 "
+                               "domain=0x0000 address=0xbde000 flags=0x0000]");
+
+    ASSERT_TRUE(f);
+    EXPECT_EQ(f->bdf, (Bdf{0, 3, 0, 0}));
+    EXPECT_EQ(f->iova, Iova(0xbde000));
+    EXPECT_EQ(f->access, FaultAccess::read);
+}
+
+TEST(Fault, AmdViAsQemuTellsIt) {
+    const auto f = parse_fault("pci 0000:00:00.0: AMD-Vi: Event logged [IO_PAGE_FAULT "
+                               "domain=0x0000 address=0x0 flags=0x000a]");
+
+    ASSERT_TRUE(f);
+    EXPECT_FALSE(f->bdf);
+    EXPECT_FALSE(f->iova);
+    EXPECT_EQ(f->access, FaultAccess::unknown);
+    EXPECT_TRUE(f->is_from({0, 1, 0, 0})) << "whoever it was";
+}
+
+TEST(Fault, VirtioIommu) {
+    const auto f = parse_fault("3,1,2,-;virtio_iommu virtio4: page fault from EP 265 at "
+                               "0xffdfe010 [W]\n SUBSYSTEM=virtio\n");
+
+    ASSERT_TRUE(f);
+    EXPECT_EQ(f->bdf, (Bdf{0, 1, 1, 1}));
+    EXPECT_FALSE(f->domain_told);
+    EXPECT_TRUE(f->is_from({7, 1, 1, 1}));
+    EXPECT_EQ(f->iova, Iova(0xffdfe010));
+    EXPECT_EQ(f->access, FaultAccess::write);
+    EXPECT_EQ(f->reason, "page fault");
+    EXPECT_EQ(f->platform, "virtio-iommu");
+
+    const auto read = parse_fault("virtio_iommu virtio0: domain fault from EP 8 at 0x0 [R]");
+    ASSERT_TRUE(read);
+    EXPECT_EQ(read->iova, Iova(0));
+    EXPECT_EQ(read->access, FaultAccess::read);
+
+    const auto bare = parse_fault("virtio_iommu virtio0: unknown fault from EP 8");
+    ASSERT_TRUE(bare);
+    EXPECT_FALSE(bare->iova);
+    EXPECT_EQ(bare->bdf, (Bdf{0, 0, 1, 0}));
+
+    // Not a requester id of PCI.
+    const auto strange = parse_fault("virtio_iommu virtio0: page fault from EP 65536 at 0x1 []");
+    ASSERT_TRUE(strange);
+    EXPECT_FALSE(strange->bdf);
+    EXPECT_EQ(strange->access, FaultAccess::unknown);
+}
+
 TEST(Fault, LargestAddress) {
     const auto f = parse_fault("DMAR: [DMA Read NO_PASID] Request device [00:02.0] fault addr "
                                "0xfffffffffffff000 [fault reason 0x06] PTE Read access is not set");
@@ -101,17 +172,26 @@ TEST(Fault, WhatIsNone) {
           "DMAR: [DMA Write NO_PASID] Request device [00:02.0] fault addr 0x10000000000000000 "
           "[fault reason 0x05] x",
           "DMAR: [DMA Erase NO_PASID] Request device [00:02.0] fault addr 0x1000 [fault reason "
-          "0x05] x"})
+          "0x05] x",
+          "AMD-Vi: Event logged [IO_PAGE_FAULT ",
+          "AMD-Vi: Event logged [IO_PAGE_FAULT device=0000:03:00.0",
+          "AMD-Vi: Event logged [IO_PAGE_FAULT device=0000:03:00.0 domain=0x0000 address=0x1000",
+          "AMD-Vi: Event logged [IO_PAGE_FAULT domain=0x0000 address=0x1000 flags=0x0000]",
+          "what: AMD-Vi: Event logged [IO_PAGE_FAULT domain=0x0000 address=0x1000 flags=0x0000]",
+          "pci 0000:03:00.0: AMD-Vi: Event logged [IO_PAGE_FAULT domain=0x0000 address=0x1000 "
+          "flags=0x0008]",
+          "pci 0000:03:00.0: AMD-Vi: Event logged [INVALID_DEVICE_REQUEST domain=0x0000 "
+          "address=0x1000 flags=0x0000]",
+          "virtio_iommu virtio0: page fault from EP ", "virtio_iommu virtio0: page fault from EP x",
+          "virtio_iommu virtio0: page fault from EP 8 at ",
+          "virtio_iommu virtio0: page fault from EP 8 at 0x1000",
+          "virtio_iommu virtio0: it is a page fault from EP 8 at 0x1000 [R]",
+          "virtio_iommu virtio0: page fault from EP 8 or so"})
         EXPECT_FALSE(parse_fault(line)) << line;
 }
 
 // Every part of a good line, cut anywhere or with any byte changed, does no harm.
-TEST(Fault, DamagedLines) {
-    const std::string good = "4,1234,56789012,-;DMAR: [DMA Write NO_PASID] Request device "
-                             "[0000:01:00.0] fault addr 0xffdfe000 [fault reason 0x05] PTE Write "
-                             "access is not set\n";
-    std::mt19937 random(11);
-
+void damage(const std::string& good, std::mt19937& random) {
     for (size_t length = 0; length <= good.size(); length++) {
         std::ignore = parse_fault(std::string_view(good).substr(0, length));
         std::ignore = parse_fault(std::string_view(good).substr(length));
@@ -126,6 +206,18 @@ TEST(Fault, DamagedLines) {
             EXPECT_EQ(f->raw.find('\n'), std::string::npos);
         }
     }
+}
+
+TEST(Fault, DamagedLines) {
+    std::mt19937 random(11);
+
+    for (const char* good :
+         {"4,1234,56789012,-;DMAR: [DMA Write NO_PASID] Request device [0000:01:00.0] fault addr "
+          "0xffdfe000 [fault reason 0x05] PTE Write access is not set\n",
+          "3,1234,56789012,-;vfio-pci 0000:c1:00.1: AMD-Vi: Event logged [IO_PAGE_FAULT "
+          "domain=0x0011 address=0xfffffffdf8020200 flags=0x0020]\n",
+          "3,1234,56789012,-;virtio_iommu virtio4: page fault from EP 265 at 0xffdfe010 [W]\n"})
+        damage(good, random);
 }
 
 // The log's end is where a watcher starts. A plain file serves as the log.

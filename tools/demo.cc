@@ -358,8 +358,8 @@ Result<void> Demo::check_hole(Step& step) {
 Json fault_json(const Fault& fault, std::string_view step, Iova asked) {
     return {{"step", step},
             {"asked", hex(asked.value())},
-            {"bdf", fault.bdf.to_string()},
-            {"iova", hex(fault.iova.value())},
+            {"bdf", fault.bdf ? Json(fault.bdf->to_string()) : Json()},
+            {"iova", fault.iova ? Json(hex(fault.iova->value())) : Json()},
             {"access", to_string(fault.access)},
             {"reason", fault.reason},
             {"platform", fault.platform},
@@ -446,13 +446,17 @@ Result<void> Demo::expect_fault(Step& step, FaultAccess access, Iova asked) {
     Json json = fault_json(*fault, current_, asked);
     step.value("fault", json);
     seen_faults_.push_back(std::move(json));
-    step.say("the IOMMU faults: {} of {:#x} by {}: {}", to_string(fault->access),
-             fault->iova.value(), bdf_.to_string(), fault->reason);
+    if (fault->iova)
+        step.say("the IOMMU faults: {} of {:#x} by {}: {}",
+                 fault->access == FaultAccess::unknown ? "access" : to_string(fault->access),
+                 fault->iova->value(), bdf_.to_string(), fault->reason);
+    else
+        step.say("the IOMMU faults, and does not tell where: {}", fault->reason);
     step.say("kernel log: {}", fault->raw);
     const Size granule(4096); // what IOMMUs round addresses of faults down to
-    if (fault->iova.align_down(granule) != asked.align_down(granule))
+    if (fault->iova && fault->iova->align_down(granule) != asked.align_down(granule))
         step.mismatch("the fault is at {:#x}, not at the {:#x} that was asked for",
-                      fault->iova.value(), asked.value());
+                      fault->iova->value(), asked.value());
     if (fault->access != FaultAccess::unknown && fault->access != access)
         step.mismatch("the fault is a {}, not a {}", to_string(fault->access), to_string(access));
     return {};

@@ -30,7 +30,9 @@ std::string_view to_string(FaultAccess access) noexcept {
 }
 
 bool Fault::is_from(const Bdf& device) const noexcept {
-    Bdf mine = bdf;
+    if (!bdf)
+        return true;
+    Bdf mine = *bdf;
     if (!domain_told)
         mine.domain = device.domain;
     return mine == device;
@@ -68,9 +70,12 @@ public:
     }
     std::optional<std::uint64_t> hex() {
         (void)skip("0x");
+        return number(16);
+    }
+    std::optional<std::uint64_t> number(int base) {
         std::uint64_t value = 0;
         const auto [end, error] =
-            std::from_chars(text_.data(), text_.data() + text_.size(), value, 16);
+            std::from_chars(text_.data(), text_.data() + text_.size(), value, base);
         if (error != std::errc())
             return std::nullopt;
         text_.remove_prefix(static_cast<std::size_t>(end - text_.data()));
@@ -116,6 +121,83 @@ bool parse_vtd(std::string_view text, Fault& fault) {
     return true;
 }
 
+/// AMD-Vi, drivers/iommu/amd/iommu.c, amd_iommu_report_page_fault(), behind "DRIVER BDF: " when the
+/// device is known, and otherwise with the device inside:
+///   AMD-Vi: Event logged [IO_PAGE_FAULT domain=0x0001 address=0xffdfe000 flags=0x0020]
+///   AMD-Vi: Event logged [IO_PAGE_FAULT device=0000:01:00.0 domain=0x0001 address=... flags=...]
+/// A page fault of interrupt remapping is not of interest.
+bool parse_amdvi(std::string_view text, Fault& fault) {
+    constexpr std::uint64_t flag_interrupt = 0x008;
+    constexpr std::uint64_t flag_present = 0x010;
+    constexpr std::uint64_t flag_write = 0x020;
+    Scanner scan(text);
+    auto device = scan.until(": AMD-Vi: Event logged [IO_PAGE_FAULT domain=");
+    if (device) {
+        device->remove_prefix(device->rfind(' ') + 1);
+    } else {
+        if (!scan.after("AMD-Vi: Event logged [IO_PAGE_FAULT device="))
+            return false;
+        device = scan.until(" domain=");
+        if (!device)
+            return false;
+    }
+    const auto bdf = Bdf::parse(*device);
+    if (!bdf || !scan.hex() || !scan.skip(" address="))
+        return false;
+    const auto addr = scan.hex();
+    if (!addr || !scan.skip(" flags="))
+        return false;
+    const auto flags = scan.hex();
+    if (!flags || !scan.skip("]"))
+        return false;
+    if (*bdf == Bdf{} && *addr == 0) {
+        fault.reason = "IO_PAGE_FAULT; device and address were not told";
+        return true;
+    }
+    if ((*flags & flag_interrupt) != 0)
+        return false;
+    fault.bdf = *bdf;
+    fault.iova = Iova(*addr);
+    fault.access = (*flags & flag_write) != 0 ? FaultAccess::write : FaultAccess::read;
+    fault.reason = (*flags & flag_present) != 0 ? "IO_PAGE_FAULT: no permission"
+                                                : "IO_PAGE_FAULT: not present";
+    return true;
+}
+
+/// virtio-iommu, drivers/iommu/virtio-iommu.c, viommu_fault_handler():
+///   virtio_iommu virtio0: page fault from EP 256 at 0xffdfe000 [W]
+///   virtio_iommu virtio0: domain fault from EP 256
+bool parse_virtio(std::string_view text, Fault& fault) {
+    Scanner scan(text);
+    if (!scan.after("virtio_iommu ") || !scan.after(": "))
+        return false;
+    const auto reason = scan.until(" fault from EP ");
+    const auto endpoint = scan.number(10);
+    if (!reason || reason->contains(' ') || !endpoint)
+        return false;
+    if (*endpoint <= 0xffff) {
+        fault.bdf = Bdf{.domain = 0,
+                        .bus = static_cast<std::uint8_t>(*endpoint >> 8),
+                        .device = static_cast<std::uint8_t>((*endpoint >> 3) & 0x1f),
+                        .function = static_cast<std::uint8_t>(*endpoint & 7)};
+        fault.domain_told = false;
+    }
+    fault.reason = std::string(*reason) + " fault";
+    if (scan.rest().empty())
+        return true;
+    if (!scan.skip(" at "))
+        return false;
+    const auto addr = scan.hex();
+    if (!addr || !scan.skip(" ["))
+        return false;
+    fault.iova = Iova(*addr);
+    if (scan.rest().starts_with('R'))
+        fault.access = FaultAccess::read;
+    else if (scan.rest().starts_with('W'))
+        fault.access = FaultAccess::write;
+    return true;
+}
+
 struct Parser {
     std::string_view platform;
     bool (*parse)(std::string_view text, Fault& fault);
@@ -124,6 +206,8 @@ struct Parser {
 /// One for each platform: another IOMMU's log is another function and a line here.
 constexpr std::array parsers{
     Parser{"vt-d", parse_vtd},
+    Parser{"amd-vi", parse_amdvi},
+    Parser{"virtio-iommu", parse_virtio},
 };
 
 } // namespace

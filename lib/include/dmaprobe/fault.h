@@ -28,30 +28,35 @@ enum class FaultAccess {
 
 /// One fault, as an IOMMU driver told it.
 struct Fault {
-    std::chrono::microseconds time{0};         ///< since boot, the kernel log's clock
-    Bdf bdf;                                   ///< the requester; domain 0 when it was not told
-    bool domain_told = true;                   ///< whether the log names the PCI domain
-    Iova iova;                                 ///< as reported; IOMMUs round it down to 4 KiB
+    std::chrono::microseconds time{0}; ///< since boot, the kernel log's clock
+    std::optional<Bdf> bdf;            ///< the requester, if it was told; domain 0 when that
+                                       ///< part was not
+    bool domain_told = true;           ///< whether the log names the PCI domain
+    std::optional<Iova> iova;          ///< as reported, if it was; VT-d rounds it down to 4 KiB
     FaultAccess access = FaultAccess::unknown; ///< what the device wanted to do
     std::string reason;                        ///< the reason in the driver's words
     std::string platform;                      ///< the parser that knew it, such as "vt-d"
     std::string raw;                           ///< the line of the log
 
-    /// Whether this device is the one; a domain that was not told is not compared.
+    /// Whether this device can be the one: what was not told is not compared.
     [[nodiscard]] bool is_from(const Bdf& device) const noexcept;
 };
 
 /// Read a record of /dev/kmsg ("3,123,456789,-;text", Documentation/ABI/testing/dev-kmsg of the
 /// kernel) or a plain line of the log. Nothing when it is no fault that a known IOMMU driver tells.
 ///
-/// Known: VT-d (drivers/iommu/intel/dmar.c), with and without the PCI domain, with and without
-/// PASID.
+/// Known, by the kernel's drivers/iommu:
+/// - VT-d (intel/dmar.c), with and without the PCI domain, with and without PASID;
+/// - AMD-Vi (amd/iommu.c). QEMU 11.1 emulates it so that Linux is told of each fault that it came
+///   from 00:00.0 at address 0: such a one has no device, no IOVA and no access;
+/// - virtio-iommu (virtio-iommu.c), which knows the endpoint's number: on a PCI bus the requester
+/// id.
 [[nodiscard]] std::optional<Fault> parse_fault(std::string_view line);
 
 /// Follows the kernel log from the moment of open() on.
 ///
-/// The kernel limits how many VT-d faults it tells, for all devices together: a fault uses up to
-/// three of the ten messages that it allows in 5 seconds.
+/// The kernel limits how many faults it tells, on most IOMMUs for all devices together, to ten
+/// messages in 5 seconds. A fault of VT-d uses up to three of them.
 class FaultWatcher {
 public:
     /// Open the log at its end: what was logged before is not seen. EACCES, EPERM: not root.
