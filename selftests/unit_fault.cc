@@ -157,11 +157,17 @@ TEST(Fault, WithATimestampBefore) {
 
 TEST(Fault, WhatIsNone) {
     for (const char* line :
-         {"", "\n", ";", "4,1,2,-;", "4,1,2,-;DMAR: IOMMU enabled",
+         {"",
+          "\n",
+          ";",
+          "4,1,2,-;",
+          "4,1,2,-;DMAR: IOMMU enabled",
           "DMAR: DRHD: handling fault status reg 2",
           "DMAR: [INTR-REMAP] Request device [f0:1f.0] fault index 0x0 [fault reason 0x22] Present "
           "field in the IRTE entry is clear",
-          "DMAR: [DMA Write NO_PASID] Request device", "DMAR: [DMA ", "DMAR: [DMA Write",
+          "DMAR: [DMA Write NO_PASID] Request device",
+          "DMAR: [DMA ",
+          "DMAR: [DMA Write",
           "DMAR: [DMA Write NO_PASID] Request device [",
           "DMAR: [DMA Write NO_PASID] Request device [zz:00.0] fault addr 0x1000 [fault reason "
           "0x05] x",
@@ -182,7 +188,8 @@ TEST(Fault, WhatIsNone) {
           "flags=0x0008]",
           "pci 0000:03:00.0: AMD-Vi: Event logged [INVALID_DEVICE_REQUEST domain=0x0000 "
           "address=0x1000 flags=0x0000]",
-          "virtio_iommu virtio0: page fault from EP ", "virtio_iommu virtio0: page fault from EP x",
+          "virtio_iommu virtio0: page fault from EP ",
+          "virtio_iommu virtio0: page fault from EP x",
           "virtio_iommu virtio0: page fault from EP 8 at ",
           "virtio_iommu virtio0: page fault from EP 8 at 0x1000",
           "virtio_iommu virtio0: it is a page fault from EP 8 at 0x1000 [R]",
