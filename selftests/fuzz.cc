@@ -120,6 +120,7 @@ std::vector<Word> other_words(const Op& op) {
 
 // What all threads of a round share.
 struct World {
+    std::set<int> own; // descriptors that are not the callers' to close
     std::string bdf;
     std::vector<Target> targets;
     std::array<Fd, nr_sessions> sessions;
@@ -594,7 +595,7 @@ private:
             int& old = fds_[random_.below(static_cast<uint32_t>(fds_.size()))];
 
             // Another thread may have scribbled over it: see scribble().
-            if (fd < 0)
+            if (fd < 0 || world_.own.contains(fd))
                 return;
             if (old >= 0)
                 close(old);
@@ -893,7 +894,7 @@ protected:
             callers.push_back(std::make_unique<Caller>(world, seed + number * nr_threads + i));
             slots.push_back(&callers.back()->slots());
         }
-        const std::set<int> before = descriptors();
+        world.own = descriptors();
         for (const unsigned alone : {DMAPROBE_NR_SET_MASK, DMAPROBE_NR_SET_SEGMENTS})
             callers[0]->alone(alone);
         reset_limits();
@@ -911,7 +912,7 @@ protected:
         }
         // dma-bufs, and what a lost answer has left.
         for (const int fd : descriptors())
-            if (!before.contains(fd))
+            if (!world.own.contains(fd))
                 close(fd);
         close_sessions();
     }
