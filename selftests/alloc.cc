@@ -976,6 +976,7 @@ TEST_F(AllocUnbind, WhileItIsBeingMmapped) {
                     children.push_back(child);
             }
         });
+        EXPECT_TRUE(wait_for([&] { return maps > 0 || odd != 0; }, seconds(20)));
         std::this_thread::sleep_for(milliseconds(20 + 3 * round));
         EXPECT_OK(unbind_driver(bdf));
         gone = true;

@@ -616,6 +616,7 @@ TEST_F(DmaBuf, TakenAwayWhileItIsBeingUsed) {
                     odd = EDOM;
             }
         });
+        EXPECT_TRUE(wait_for([&] { return done > 0 || odd != 0; }, seconds(20)));
         std::this_thread::sleep_for(milliseconds(10 + 2 * round));
         EXPECT_OK(exporter->close());
         gone = true;
