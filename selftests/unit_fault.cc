@@ -17,6 +17,14 @@ namespace {
 
 using namespace dmaprobe;
 
+// What every report is asked for.
+void expect_access(const std::optional<Fault>& f, const Bdf& bdf, Iova iova, FaultAccess access) {
+    ASSERT_TRUE(f);
+    EXPECT_EQ(f->bdf, bdf);
+    EXPECT_EQ(f->iova, iova);
+    EXPECT_EQ(f->access, access);
+}
+
 TEST(Fault, VtdAsTodaysKernelsTell) {
     const auto f = parse_fault("4,1234,56789012,-;DMAR: [DMA Write NO_PASID] Request device "
                                "[0000:01:00.0] fault addr 0xffdfe000 [fault reason 0x05] PTE Write "
@@ -57,15 +65,10 @@ TEST(Fault, DomainsAreCompared) {
 }
 
 TEST(Fault, VtdWithAPasid) {
-    const auto f =
-        parse_fault("4,1,2,-;DMAR: [DMA Write PASID 0x12] Request device [0000:00:02.0] "
-                    "fault addr 0xabc000 [fault reason 0x81] SM: Present bit in Second-Level "
-                    "Paging Entry is clear");
-
-    ASSERT_TRUE(f);
-    EXPECT_EQ(f->access, FaultAccess::write);
-    EXPECT_EQ(f->iova, Iova(0xabc000));
-    EXPECT_EQ(f->bdf, (Bdf{0, 0, 2, 0}));
+    expect_access(parse_fault("4,1,2,-;DMAR: [DMA Write PASID 0x12] Request device [0000:00:02.0] "
+                              "fault addr 0xabc000 [fault reason 0x81] SM: Present bit in "
+                              "Second-Level Paging Entry is clear"),
+                  {0, 0, 2, 0}, Iova(0xabc000), FaultAccess::write);
 }
 
 TEST(Fault, AmdVi) {
@@ -89,13 +92,9 @@ TEST(Fault, AmdVi) {
 }
 
 TEST(Fault, AmdViOfADeviceThatIsNotThere) {
-    const auto f = parse_fault("AMD-Vi: Event logged [IO_PAGE_FAULT device=0000:03:00.0 "
-                               "domain=0x0000 address=0xbde000 flags=0x0000]");
-
-    ASSERT_TRUE(f);
-    EXPECT_EQ(f->bdf, (Bdf{0, 3, 0, 0}));
-    EXPECT_EQ(f->iova, Iova(0xbde000));
-    EXPECT_EQ(f->access, FaultAccess::read);
+    expect_access(parse_fault("AMD-Vi: Event logged [IO_PAGE_FAULT device=0000:03:00.0 "
+                              "domain=0x0000 address=0xbde000 flags=0x0000]"),
+                  {0, 3, 0, 0}, Iova(0xbde000), FaultAccess::read);
 }
 
 TEST(Fault, AmdViAsQemuTellsIt) {
@@ -137,6 +136,68 @@ TEST(Fault, VirtioIommu) {
     ASSERT_TRUE(strange);
     EXPECT_FALSE(strange->bdf);
     EXPECT_EQ(strange->access, FaultAccess::unknown);
+}
+
+// As Linux tells an event of SMMUv3: the words, and what newer kernels say of them.
+constexpr const char* smmu_log[] = {
+    "3,10,5000000,-;arm-smmu-v3 9050000.smmuv3: event 0x10 received:\n SUBSYSTEM=platform\n",
+    "3,11,5000001,-;arm-smmu-v3 9050000.smmuv3: \\x090x0000010800000010\n",
+    "3,12,5000002,-;arm-smmu-v3 9050000.smmuv3: \\x090x0000020000000000\n",
+    "3,13,5000003,-;arm-smmu-v3 9050000.smmuv3: \\x090x00000000ffdfe010\n",
+    "3,14,5000004,-;arm-smmu-v3 9050000.smmuv3: \\x090x0000000000000000\n",
+    "3,15,5000005,-;arm-smmu-v3 9050000.smmuv3: event: F_TRANSLATION client: 0000:01:01.0 sid: "
+    "0x108 ssid: 0x0 iova: 0xffdfe010 ipa: 0x0\n",
+    "3,16,5000006,-;arm-smmu-v3 9050000.smmuv3: unpriv data write s1 \"Input address caused "
+    "fault\" stag: 0x0\n"};
+
+TEST(Fault, Smmuv3) {
+    FaultParser parser;
+    std::vector<Fault> found;
+
+    for (const char* line : smmu_log) {
+        EXPECT_FALSE(parse_fault(line)) << "by itself: " << line;
+        if (auto f = parser.take(line))
+            found.push_back(std::move(*f));
+        // What others say meanwhile does not matter.
+        EXPECT_FALSE(parser.take("6,1,2,-;usb 1-1: new device"));
+        EXPECT_FALSE(parser.take("3,1,2,-;arm-smmu-v3 9060000.smmuv3: \\x090x0000000000000001"));
+    }
+    ASSERT_EQ(found.size(), 1u);
+    expect_access(found[0], {0, 1, 1, 0}, Iova(0xffdfe010), FaultAccess::write);
+    EXPECT_FALSE(found[0].domain_told);
+    EXPECT_EQ(found[0].reason, "F_TRANSLATION");
+    EXPECT_EQ(found[0].platform, "smmuv3");
+    EXPECT_EQ(found[0].time.count(), 5000000);
+}
+
+TEST(Fault, Smmuv3OfOtherKinds) {
+    const auto tell = [](FaultParser& parser, const std::vector<std::string>& words) {
+        std::optional<Fault> last = parser.take("arm-smmu-v3 a.0: event 0x13 received:");
+        EXPECT_FALSE(last);
+        for (const std::string& word : words)
+            last = parser.take("[    1.0] arm-smmu-v3 a.0: \t" + word);
+        return last;
+    };
+    FaultParser parser;
+
+    auto f = tell(parser, {"0x0001ff0700000013", "0x0000020800000000", "0x1000", "0x0"});
+    expect_access(f, {0, 0xff, 0, 7}, Iova(0x1000), FaultAccess::read);
+    EXPECT_EQ(f->reason, "F_PERMISSION");
+    f = tell(parser, {"0x0000000800000004", "0x0", "0x1000", "0x0"});
+    ASSERT_TRUE(f);
+    EXPECT_EQ(f->reason, "C_BAD_STE");
+    EXPECT_FALSE(f->iova);
+    EXPECT_EQ(f->access, FaultAccess::unknown);
+    f = tell(parser, {"0x00000008000000ff", "0x0", "0x0", "0x0"});
+    ASSERT_TRUE(f);
+    EXPECT_EQ(f->reason, "event 0xff");
+    // Cut short, the next one is whole; a word that is none ends it.
+    EXPECT_FALSE(tell(parser, {"0x10", "0x0"}));
+    expect_access(tell(parser, {"0x0000010000000010", "0x0", "0x2000", "0x0"}), {0, 1, 0, 0},
+                  Iova(0x2000), FaultAccess::write);
+    EXPECT_FALSE(tell(parser, {"0x10", "what", "0x0", "0x0", "0x0"}));
+    EXPECT_FALSE(tell(parser, {"0x10", "0x1 0x2", "0x0", "0x0", "0x0"}));
+    EXPECT_FALSE(parser.take("arm-smmu-v3 a.0: \t0x0"));
 }
 
 TEST(Fault, LargestAddress) {
@@ -193,7 +254,10 @@ TEST(Fault, WhatIsNone) {
           "virtio_iommu virtio0: page fault from EP 8 at ",
           "virtio_iommu virtio0: page fault from EP 8 at 0x1000",
           "virtio_iommu virtio0: it is a page fault from EP 8 at 0x1000 [R]",
-          "virtio_iommu virtio0: page fault from EP 8 or so"})
+          "virtio_iommu virtio0: page fault from EP 8 or so",
+          "arm-smmu-v3 a.0: event 0x10 received:",
+          "arm-smmu-v3 a.0: \t0x0000010000000010",
+          "arm-smmu-v3 a.0"})
         EXPECT_FALSE(parse_fault(line)) << line;
 }
 
@@ -212,6 +276,20 @@ void damage(const std::string& good, std::mt19937& random) {
         if (f) {
             EXPECT_EQ(f->raw.find('\n'), std::string::npos);
         }
+    }
+}
+
+// Records of SMMUv3 in any order, with any byte changed.
+TEST(Fault, DamagedEvents) {
+    std::mt19937 random(12);
+    FaultParser parser;
+
+    for (int i = 0; i < 50000; i++) {
+        std::string line = smmu_log[random() % std::size(smmu_log)];
+
+        if (random() % 4 == 0)
+            line[random() % line.size()] = static_cast<char>(random());
+        std::ignore = parser.take(line);
     }
 }
 

@@ -6,7 +6,9 @@
 #include <array>
 #include <cerrno>
 #include <charconv>
+#include <format>
 #include <limits>
+#include <span>
 #include <utility>
 
 #include <fcntl.h>
@@ -86,6 +88,13 @@ public:
 private:
     std::string_view text_;
 };
+
+Bdf from_requester_id(std::uint64_t id) noexcept {
+    return {.domain = 0,
+            .bus = static_cast<std::uint8_t>(id >> 8),
+            .device = static_cast<std::uint8_t>((id >> 3) & 0x1f),
+            .function = static_cast<std::uint8_t>(id & 7)};
+}
 
 /// VT-d, drivers/iommu/intel/dmar.c, dmar_fault_do_one():
 ///   DMAR: [DMA Write NO_PASID] Request device [0000:01:00.0] fault addr 0xfffff000
@@ -176,10 +185,7 @@ bool parse_virtio(std::string_view text, Fault& fault) {
     if (!reason || reason->contains(' ') || !endpoint)
         return false;
     if (*endpoint <= 0xffff) {
-        fault.bdf = Bdf{.domain = 0,
-                        .bus = static_cast<std::uint8_t>(*endpoint >> 8),
-                        .device = static_cast<std::uint8_t>((*endpoint >> 3) & 0x1f),
-                        .function = static_cast<std::uint8_t>(*endpoint & 7)};
+        fault.bdf = from_requester_id(*endpoint);
         fault.domain_told = false;
     }
     fault.reason = std::string(*reason) + " fault";
@@ -203,42 +209,130 @@ struct Parser {
     bool (*parse)(std::string_view text, Fault& fault);
 };
 
-/// One for each platform: another IOMMU's log is another function and a line here.
+/// One for each platform that tells a fault in one record: another one is a function and a line
+/// here.
 constexpr std::array parsers{
     Parser{"vt-d", parse_vtd},
     Parser{"amd-vi", parse_amdvi},
     Parser{"virtio-iommu", parse_virtio},
 };
 
+/// What SMMUv3's specification calls an event (IHI 0070, "Event records").
+std::string smmu_event_name(std::uint64_t id) {
+    switch (id) {
+    case 0x02:
+        return "C_BAD_STREAMID";
+    case 0x03:
+        return "F_STE_FETCH";
+    case 0x04:
+        return "C_BAD_STE";
+    case 0x06:
+        return "F_STREAM_DISABLED";
+    case 0x08:
+        return "C_BAD_SUBSTREAMID";
+    case 0x09:
+        return "F_CD_FETCH";
+    case 0x0a:
+        return "C_BAD_CD";
+    case 0x10:
+        return "F_TRANSLATION";
+    case 0x11:
+        return "F_ADDR_SIZE";
+    case 0x12:
+        return "F_ACCESS";
+    case 0x13:
+        return "F_PERMISSION";
+    default:
+        return std::format("event {:#04x}", id);
+    }
+}
+
+/// The words of an event as a fault. Only the last four of the events above have an address.
+void decode_smmu(std::span<const std::uint64_t> words, Fault& fault) {
+    const std::uint64_t id = words[0] & 0xff;
+    fault.bdf = from_requester_id(words[0] >> 32 & 0xffff);
+    fault.domain_told = false;
+    fault.reason = smmu_event_name(id);
+    fault.platform = "smmuv3";
+    if (id < 0x10 || id > 0x13)
+        return;
+    fault.iova = Iova(words[2]);
+    fault.access = (words[1] >> 35 & 1) != 0 ? FaultAccess::read : FaultAccess::write;
+}
+
 } // namespace
 
-std::optional<Fault> parse_fault(std::string_view line) {
+/// SMMUv3, drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3.c, arm_smmu_dump_raw_event(); newer kernels
+/// tell the same in words afterwards:
+///   arm-smmu-v3 9050000.smmuv3: event 0x10 received:
+///   arm-smmu-v3 9050000.smmuv3: <tab>0x0000010000000010              (four of these)
+/// Other records may come in between.
+std::optional<Fault> FaultParser::take_smmu(std::string_view text, std::chrono::microseconds time) {
+    constexpr std::size_t nr_words = 4;
+    const auto driver = text.find("arm-smmu-v3 ");
+    if (driver == std::string_view::npos)
+        return std::nullopt;
+    Scanner scan(text.substr(driver));
+    const auto smmu = scan.until(": ");
+    if (!smmu)
+        return std::nullopt;
+    if (scan.rest().starts_with("event 0x") && scan.rest().ends_with(" received:")) {
+        event_.emplace();
+        event_->smmu = *smmu;
+        event_->fault.time = time;
+        event_->fault.raw = text;
+        return std::nullopt;
+    }
+    // /dev/kmsg shows a tab by its code.
+    if (!event_ || event_->smmu != *smmu || (!scan.skip("\\x09") && !scan.skip("\t")))
+        return std::nullopt;
+    const auto word = scan.hex();
+    if (!word || !scan.rest().empty()) {
+        event_.reset();
+        return std::nullopt;
+    }
+    event_->words.push_back(*word);
+    event_->fault.raw += std::format(" {:#018x}", *word);
+    if (event_->words.size() < nr_words)
+        return std::nullopt;
+    Fault fault = std::move(event_->fault);
+    decode_smmu(event_->words, fault);
+    event_.reset();
+    return fault;
+}
+
+std::optional<Fault> FaultParser::take(std::string_view record) {
     // A record is "<prefix>,<sequence>,<microseconds>,<flags>[,more];<text>\n" and may be followed
     // by lines of keys and values, which start with a space.
-    std::string_view text = line.substr(0, line.find('\n'));
-    std::uint64_t time = 0;
+    std::string_view text = record.substr(0, record.find('\n'));
+    std::uint64_t number = 0;
     if (const auto head = text.substr(0, text.find(';'));
         head.size() != text.size() && !head.empty() &&
         head.find_first_not_of("0123456789,-+abcdefghijklmnopqrstuvwxyz=") ==
             std::string_view::npos) {
         Scanner scan(head);
         if (scan.after(",") && scan.after(",")) {
-            const auto number = scan.rest();
-            std::from_chars(number.data(), number.data() + number.size(), time);
+            const auto digits = scan.rest();
+            std::from_chars(digits.data(), digits.data() + digits.size(), number);
         }
         text.remove_prefix(head.size() + 1);
     }
 
+    const std::chrono::microseconds time(number);
     for (const Parser& parser : parsers) {
         Fault fault;
         if (!parser.parse(text, fault))
             continue;
-        fault.time = std::chrono::microseconds(time);
+        fault.time = time;
         fault.platform = parser.platform;
         fault.raw = text;
         return fault;
     }
-    return std::nullopt;
+    return take_smmu(text, time);
+}
+
+std::optional<Fault> parse_fault(std::string_view record) {
+    return FaultParser().take(record);
 }
 
 Result<FaultWatcher> FaultWatcher::open(const std::string& path) {
@@ -279,7 +373,7 @@ Result<void> FaultWatcher::read_all() {
         const ssize_t got = ::read(fd_, record.data(), record.size());
         if (got > 0) {
             const std::string_view line(record.data(), static_cast<std::size_t>(got));
-            if (auto fault = parse_fault(line))
+            if (auto fault = parser_.take(line))
                 pending_.push_back(std::move(*fault));
             continue;
         }

@@ -42,16 +42,36 @@ struct Fault {
     [[nodiscard]] bool is_from(const Bdf& device) const noexcept;
 };
 
-/// Read a record of /dev/kmsg ("3,123,456789,-;text", Documentation/ABI/testing/dev-kmsg of the
-/// kernel) or a plain line of the log. Nothing when it is no fault that a known IOMMU driver tells.
+/// Finds faults in the kernel log, record by record: of /dev/kmsg ("3,123,456789,-;text",
+/// Documentation/ABI/testing/dev-kmsg of the kernel) or plain lines.
 ///
 /// Known, by the kernel's drivers/iommu:
 /// - VT-d (intel/dmar.c), with and without the PCI domain, with and without PASID;
 /// - AMD-Vi (amd/iommu.c). QEMU 11.1 emulates it so that Linux is told of each fault that it came
 ///   from 00:00.0 at address 0: such a one has no device, no IOVA and no access;
+/// - SMMUv3 (arm/arm-smmu-v3/arm-smmu-v3.c), which tells an event in five records. It knows the
+///   device by its StreamID, whose low 16 bits are taken for the requester id;
 /// - virtio-iommu (virtio-iommu.c), which knows the endpoint's number: on a PCI bus the requester
-/// id.
-[[nodiscard]] std::optional<Fault> parse_fault(std::string_view line);
+///   id.
+class FaultParser {
+public:
+    /// Take the next record. A fault when this one completes it.
+    [[nodiscard]] std::optional<Fault> take(std::string_view record);
+
+private:
+    /// An event of SMMUv3, of which not all words have come.
+    struct Event {
+        std::string smmu; ///< the beginning of its records
+        std::vector<std::uint64_t> words;
+        Fault fault;
+    };
+    std::optional<Fault> take_smmu(std::string_view text, std::chrono::microseconds time);
+
+    std::optional<Event> event_;
+};
+
+/// The fault that one record tells by itself; FaultParser::take() with nothing before it.
+[[nodiscard]] std::optional<Fault> parse_fault(std::string_view record);
 
 /// Follows the kernel log from the moment of open() on.
 ///
@@ -86,6 +106,7 @@ private:
     Result<Fault> wait_for(const Bdf* bdf, std::chrono::milliseconds deadline);
 
     int fd_ = -1;
+    FaultParser parser_;
     std::deque<Fault> pending_;
     std::uint64_t overruns_ = 0;
 };
