@@ -10,6 +10,8 @@ LIB_SRCS := \
 	lib/src/dmabuf.cc \
 	lib/src/engine.cc \
 	lib/src/engines/edu.cc \
+	lib/src/engines/nvme.cc \
+	lib/src/engines/testdev.cc \
 	lib/src/fault.cc \
 	lib/src/file.cc \
 	lib/src/iova.cc \

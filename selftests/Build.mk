@@ -22,6 +22,7 @@ SELFTEST_SRCS := \
 	selftests/limits.cc \
 	selftests/main.cc \
 	selftests/mapping.cc \
+	selftests/nvme.cc \
 	selftests/ops.cc \
 	selftests/permissions.cc \
 	selftests/pin.cc \
@@ -33,6 +34,7 @@ SELFTEST_SRCS := \
 	selftests/sg.cc \
 	selftests/stuck.cc \
 	selftests/system.cc \
+	selftests/testdev.cc \
 	selftests/tool.cc \
 	selftests/unplug.cc \
 	selftests/uring.cc \

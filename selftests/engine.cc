@@ -2,6 +2,7 @@
 // The device moves bytes through what was mapped, and through nothing else. By the
 // library, so that its objects are tested along the way.
 
+#include "engine.h"
 #include "fixture.h"
 #include "ktap.h"
 #include "result.h"
@@ -38,82 +39,12 @@ using dp::Size;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-std::vector<std::byte> pattern(size_t length, size_t seed) {
-    std::vector<std::byte> bytes(length);
-
-    for (size_t i = 0; i < length; i++)
-        bytes[i] = static_cast<std::byte>((i * 131 + i / 251 + seed * 17 + 1) & 0xff);
-    return bytes;
-}
-
-void put(std::span<std::byte> to, const std::vector<std::byte>& from) {
-    std::ranges::copy(from, to.begin());
-}
-
-testing::AssertionResult same(std::span<const std::byte> got, std::span<const std::byte> want) {
-    const auto [g, w] = std::ranges::mismatch(got, want);
-
-    if (g == got.end() && w == want.end())
-        return testing::AssertionSuccess();
-    const auto at = g - got.begin();
-    return testing::AssertionFailure()
-           << std::format("byte {} of {} differs: {:#04x}, not {:#04x}", at, want.size(),
-                          g == got.end() ? 0u : std::to_integer<unsigned>(*g),
-                          w == want.end() ? 0u : std::to_integer<unsigned>(*w));
-}
-
-class Engine : public DeviceTest {
+class Engine : public EngineTest {
 protected:
-    void SetUp() override {
-        DeviceTest::SetUp();
-        if (IsSkipped() || HasFatalFailure())
-            return;
-        no_iova = s.missing("dma_iova_link").value_or(iommu ? "" : "no IOMMU translates");
-
-        // One session for the device's registers, which stays open when the one
-        // that maps is closed.
-        auto opened = dp::Session::open(bdf);
-        ASSERT_WORKS(opened);
-        keeper.emplace(std::move(*opened));
-        auto reached = dp::DeviceAccess::open(*keeper);
-        ASSERT_WORKS(reached);
-        access.emplace(std::move(*reached));
-        RecordProperty("route", std::string(dp::to_string(access->route())));
-        RecordProperty("route_reason", access->why());
-        auto probed = dp::Engine::probe(*keeper, *access);
-        if (!probed && probed.error().code == ENOTSUP)
-            GTEST_SKIP() << probed.error().message();
-        ASSERT_WORKS(probed);
-        engine = std::move(*probed);
-        ASSERT_WORKS(keeper->set_mask(engine->dma_mask()));
-
-        auto second = dp::Session::open(bdf);
-        ASSERT_WORKS(second);
-        session.emplace(std::move(*second));
-        // Whether one page can be reached would be luck, so it is all of the memory or nothing.
-        if (const uint64_t all = s.limits().required_mask; !iommu && engine->dma_mask() < all)
-            GTEST_SKIP() << std::format("no IOMMU translates, and addresses up to {:#x} are beyond "
-                                        "the engine's mask {:#x}",
-                                        all, engine->dma_mask());
-        if (iommu) {
-            auto watching = dp::FaultWatcher::open();
-            ASSERT_WORKS(watching);
-            watcher.emplace(std::move(*watching));
-        }
-    }
-
-    dp::Buffer buffer(uint64_t length, dp::BufferKind kind = dp::BufferKind::contiguous) {
-        auto made = dp::Buffer::alloc(*session, kind, Size(length));
-
-        EXPECT_WORKS(made);
-        return std::move(made.value());
-    }
-
-    dp::Mapping map(const dp::Buffer& b, Direction dir, MapKind kind = MapKind::page) {
-        auto made = dp::Mapping::map(b, kind, Size(), b.length(), dir);
-
-        EXPECT_WORKS(made);
-        return std::move(made.value());
+    std::string why_not(const dp::EngineTraits& traits) const override {
+        return traits.intake == dp::Intake::stores && traits.block == Size(1)
+                   ? ""
+                   : std::format("{} does not store any byte that it reads", traits.description);
     }
 
     // The device writes these bytes to memory.
@@ -142,37 +73,6 @@ protected:
         EXPECT_WORKS(engine->copy_to_device(m.dma_addr(), Size(bytes.size())));
     }
 
-    // The device's next access there faults, and nothing else does.
-    void expect_fault(Iova at, dp::FaultAccess what) {
-        const auto fault = watcher->wait(session_bdf(), seconds(5));
-
-        ASSERT_WORKS(fault);
-        if (!fault->iova) {
-            // As QEMU emulates it.
-            EXPECT_EQ(fault->platform, "amd-vi") << fault->raw;
-            return;
-        }
-        // VT-d tells the granule.
-        EXPECT_EQ(fault->iova->align_down(Size(granule)), at.align_down(Size(granule)));
-        if (fault->access == dp::FaultAccess::unknown) {
-            // As QEMU emulates it, where nothing is mapped.
-            EXPECT_EQ(fault->platform, "virtio-iommu") << fault->raw;
-        } else {
-            EXPECT_EQ(dp::to_string(fault->access), dp::to_string(what));
-        }
-        EXPECT_FALSE(fault->reason.empty());
-    }
-
-    void expect_no_fault() {
-        if (!watcher)
-            return;
-        const auto faults = watcher->drain();
-
-        ASSERT_WORKS(faults);
-        for (const dp::Fault& fault : *faults)
-            EXPECT_FALSE(fault.is_from(session_bdf())) << fault.raw;
-    }
-
     // One access of the bus only: each would be a fault of its own.
     void expect_read_faults(Iova at) {
         const Faults one(1);
@@ -185,26 +85,7 @@ protected:
         EXPECT_WORKS(engine->copy_from_device(at, Size(4)));
         expect_fault(at, dp::FaultAccess::write);
     }
-
-    dp::Bdf session_bdf() const { return keeper->bdf(); }
-
-    std::string no_iova;
-    std::optional<dp::Session> keeper;
-    std::optional<dp::DeviceAccess> access;
-    std::unique_ptr<dp::Engine> engine;
-    std::optional<dp::Session> session;
-    std::optional<dp::FaultWatcher> watcher;
 };
-
-#define NEEDS_IOMMU()                                                                              \
-    if (!iommu)                                                                                    \
-    GTEST_SKIP() << "no IOMMU translates for the device"
-#define NEEDS_FAULTS()                                                                             \
-    if (const std::string lacking = s.no_faults(); !lacking.empty())                               \
-    GTEST_SKIP() << lacking
-#define NEEDS_IOVA()                                                                               \
-    if (!no_iova.empty())                                                                          \
-    GTEST_SKIP() << no_iova
 
 // Through VFIO where the kernel has what it takes, otherwise through sysfs.
 TEST_F(Engine, RouteIsTheOneThatTheKernelOffers) {
@@ -753,8 +634,13 @@ TEST_F(Engine, LibrarySessionClosedUnderItsObjects) {
     EXPECT_WORKS(b.close()) << "closed by the first";
 }
 
-// With bus mastering off the device can do nothing, and no IOMMU sees it try.
+// With bus mastering off the device can do nothing, and no IOMMU sees it try. It cannot interrupt
+// either.
 TEST_F(Engine, BusMasteringOff) {
+    engine.reset();
+    auto polling = dp::Engine::probe(*keeper, *access, {.completion = dp::Completion::polling});
+    ASSERT_WORKS(polling);
+    engine = std::move(*polling);
     dp::Buffer b = buffer(page_size());
     dp::Mapping m = map(b, Direction::bidirectional);
     const auto bytes = pattern(page_size(), 18);
@@ -807,6 +693,47 @@ TEST_F(Engine, Reset) {
     dp::Mapping m = map(b, Direction::bidirectional);
     device_writes(m.dma_addr(), pattern(64, 21));
     EXPECT_TRUE(same(b.bytes().first(64), pattern(64, 21)));
+}
+
+// The same by interrupt and by polling; by VFIO there are interrupts.
+TEST_F(Engine, Completions) {
+    for (const auto completion : {dp::Completion::interrupt, dp::Completion::polling}) {
+        engine.reset();
+        auto probed = dp::Engine::probe(*keeper, *access, {.completion = completion});
+        if (completion == dp::Completion::interrupt && access->route() == dp::Route::sysfs) {
+            EXPECT_FAILS(probed, EOPNOTSUPP);
+            continue;
+        }
+        ASSERT_WORKS(probed);
+        engine = std::move(*probed);
+        EXPECT_EQ(dp::to_string(engine->completion()), dp::to_string(completion));
+        dp::Buffer b = buffer(page_size());
+        dp::Mapping m = map(b, Direction::bidirectional);
+        for (size_t i = 0; i < 5; i++) {
+            put(b.bytes(), pattern(64, 50 + i));
+            ASSERT_WORKS(m.sync_for_device());
+            ASSERT_WORKS(engine->copy(m.dma_addr() + Size(128), m.dma_addr(), Size(64)));
+            ASSERT_WORKS(m.sync_for_cpu());
+            EXPECT_TRUE(same(b.bytes().subspan(128, 64), pattern(64, 50 + i)));
+        }
+    }
+    expect_no_fault();
+}
+
+TEST_F(Engine, Interrupts) {
+    engine.reset();
+    EXPECT_FAILS(access->interrupts(0), EINVAL);
+    if (access->route() == dp::Route::sysfs) {
+        EXPECT_FAILS(access->interrupts(1), EOPNOTSUPP);
+        return;
+    }
+    EXPECT_FAILS(access->interrupts(2), EOPNOTSUPP) << "edu has one vector";
+    auto interrupts = access->interrupts(1);
+    ASSERT_WORKS(interrupts);
+    EXPECT_EQ(dp::to_string(interrupts->kind()), "MSI");
+    EXPECT_EQ(interrupts->vectors(), 1u);
+    EXPECT_FAILS(interrupts->wait(1, milliseconds(0)), EINVAL);
+    EXPECT_FAILS(interrupts->wait(0, milliseconds(1)), ETIMEDOUT);
 }
 
 // A deadline that is too short is an error, and the engine comes to rest again.

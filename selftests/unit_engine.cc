@@ -24,36 +24,42 @@ struct Transfer {
 
 constexpr EngineTraits fake_traits = {
     .name = "fake",
-    .vendor = 0x1af4,
-    .device = 0xffff,
     .description = "an engine for tests",
     .emulated = true,
     .sees_faults = false,
     .dma_mask = 0xfffff,
     .max_transfer = Size(1024),
     .alignment = 4,
+    .block = Size(4),
+    .segment_edge = Size(256),
     .device_memory = Size(2048),
+    .identity = Size(),
+    .intake = Intake::stores,
 };
 
 class Fake : public dmaprobe::Engine {
 public:
-    Fake() : Engine(fake_traits) {}
+    explicit Fake(const EngineTraits& traits = fake_traits) : Engine(traits) {}
 
     std::vector<Transfer> seen;
     int fail_after = -1;
 
 private:
-    Result<void> transfer(Transfer t) {
+    Result<void> transfer(bool to_device, std::span<const Segment> segments, Size offset) {
         if (fail_after >= 0 && static_cast<int>(seen.size()) >= fail_after)
             return std::unexpected(Error{EIO, "fake", "as asked for"});
-        seen.push_back(t);
+        for (const Segment& segment : segments) {
+            seen.push_back(
+                {to_device, segment.addr.value(), segment.length.value(), offset.value()});
+            offset += segment.length;
+        }
         return {};
     }
-    Result<void> do_to_device(Iova src, Size length, Size offset) override {
-        return transfer({true, src.value(), length.value(), offset.value()});
+    Result<void> do_to_device(std::span<const Segment> src, Size offset) override {
+        return transfer(true, src, offset);
     }
-    Result<void> do_from_device(Iova dst, Size length, Size offset) override {
-        return transfer({false, dst.value(), length.value(), offset.value()});
+    Result<void> do_from_device(std::span<const Segment> dst, Size offset) override {
+        return transfer(false, dst, offset);
     }
     Result<void> do_reset() override { return {}; }
 };
@@ -118,16 +124,69 @@ TEST(FakeEngine, StopsAtTheFirstFailure) {
     EXPECT_EQ(e.last_error()->code, EIO);
 }
 
-TEST(Engines, KnownById) {
-    const EngineTraits* edu = dmaprobe::Engine::find(0x1234, 0x11e8);
+// Segments meet at multiples of the edge; the first may start, and the last end, anywhere.
+TEST(FakeEngine, Segments) {
+    Fake e;
+    const auto goes = [&](std::vector<Segment> segments) {
+        return e.copy_to_device(segments, Size(8));
+    };
 
-    ASSERT_NE(edu, nullptr);
-    EXPECT_EQ(edu->name, "edu");
-    EXPECT_TRUE(edu->emulated);
-    EXPECT_EQ(edu->dma_mask, 0xfffffffu);
-    EXPECT_EQ(dmaprobe::Engine::find(0x1234, 0x11e9), nullptr);
-    EXPECT_EQ(dmaprobe::Engine::find(0, 0), nullptr);
-    EXPECT_EQ(dmaprobe::Engine::find(0xffff, 0xffff), nullptr);
+    EXPECT_WORKS(
+        goes({{Iova(0x10fc), Size(4)}, {Iova(0x5000), Size(256)}, {Iova(0x100), Size(4)}}));
+    EXPECT_EQ(e.seen, (std::vector<Transfer>{
+                          {true, 0x10fc, 4, 8}, {true, 0x5000, 256, 12}, {true, 0x100, 4, 268}}));
+    e.seen.clear();
+    EXPECT_FAILS(goes({}), EINVAL);
+    EXPECT_FAILS(goes({{Iova(0x1000), Size(252)}, {Iova(0x5000), Size(4)}}), EINVAL);
+    EXPECT_FAILS(goes({{Iova(0x1000), Size(256)}, {Iova(0x5004), Size(4)}}), EINVAL);
+    EXPECT_FAILS(goes({{Iova(0x1000), Size(256)}, {Iova(0x5000), Size(0)}}), EINVAL);
+    EXPECT_FAILS(goes({{Iova(0x1000), Size(1024)}, {Iova(0x5000), Size(4)}}), EINVAL) << "too long";
+    EXPECT_FAILS(goes({{Iova(0xfff00), Size(256)}, {Iova(0x100000), Size(4)}}), ERANGE);
+    EXPECT_TRUE(e.seen.empty());
+
+    EngineTraits one = fake_traits;
+    one.segment_edge = Size();
+    Fake single(one);
+    EXPECT_FAILS(single.copy_from_device(
+                     std::vector<Segment>{{Iova(0x1000), Size(256)}, {Iova(0x5000), Size(4)}}),
+                 EINVAL);
+    EXPECT_WORKS(single.copy_from_device(std::vector<Segment>{{Iova(0x1000), Size(256)}}));
+}
+
+// What a device cannot do is not tried.
+TEST(FakeEngine, Intake) {
+    EngineTraits traits = fake_traits;
+
+    traits.intake = Intake::none;
+    Fake writer(traits);
+    EXPECT_FAILS(writer.copy_to_device(Iova(0x1000), Size(4)), EOPNOTSUPP);
+    EXPECT_FAILS(writer.copy(Iova(0x1000), Iova(0x2000), Size(4)), EOPNOTSUPP);
+    EXPECT_FAILS(writer.identify(std::vector<Segment>{{Iova(0x1000), Size(256)}}), EOPNOTSUPP);
+    EXPECT_WORKS(writer.copy_from_device(Iova(0x1000), Size(4)));
+    EXPECT_EQ(writer.seen.size(), 1u);
+    traits.intake = Intake::compares;
+    Fake comparer(traits);
+    EXPECT_FAILS(comparer.copy(Iova(0x1000), Iova(0x2000), Size(4)), EOPNOTSUPP);
+    EXPECT_WORKS(comparer.copy_to_device(Iova(0x1000), Size(4)));
+    EXPECT_EQ(comparer.seen.size(), 1u);
+}
+
+TEST(Engines, KnownByIdsOrClass) {
+    const auto name = [](uint16_t vendor, uint16_t device, uint32_t class_code) {
+        const EngineTraits* found = dmaprobe::Engine::find({vendor, device, class_code});
+
+        return found ? found->name : "none";
+    };
+
+    EXPECT_EQ(name(0x1234, 0x11e8, 0x00ff00), "edu");
+    EXPECT_EQ(name(0x1b36, 0x0005, 0x00ff00), "testdev");
+    EXPECT_EQ(name(0x1b36, 0x0010, 0x010802), "nvme");
+    EXPECT_EQ(name(0x144d, 0xa808, 0x010802), "nvme");
+    EXPECT_EQ(name(0x144d, 0xa808, 0x010801), "none") << "NVMHCI of old";
+    EXPECT_EQ(name(0x1234, 0x11e9, 0x00ff00), "none");
+    EXPECT_EQ(name(0, 0, 0), "none");
+    EXPECT_EQ(name(0xffff, 0xffff, 0xffffff), "none");
+    EXPECT_EQ(dmaprobe::Engine::find({0x1234, 0x11e8, 0})->dma_mask, 0xfffffffu);
 }
 
 } // namespace

@@ -527,6 +527,12 @@ Result<void> Demo::find_engine(Step& step) {
         return std::unexpected(access.error());
     access_ = std::move(*access);
     route_ = to_string(access_->route());
+    // An engine may have memory of its own, so the mask comes first.
+    const auto* traits = Engine::find(access_->ids());
+    const std::uint64_t mask = traits != nullptr ? traits->dma_mask : limits_.dma_mask;
+    if (traits != nullptr)
+        if (auto done = session_->set_mask(mask); !done)
+            return done;
     auto engine = Engine::probe(*session_, *access_);
     if (!engine) {
         if (engine.error().code == ENOTSUP)
@@ -534,15 +540,14 @@ Result<void> Demo::find_engine(Step& step) {
         return std::unexpected(engine.error());
     }
     engine_ = std::move(*engine);
+    if (engine_->traits().intake != dmaprobe::Intake::stores)
+        skip_ = Skip{std::format("{} cannot copy memory to memory", engine_->traits().description)};
 
     auto faults = FaultWatcher::open();
     if (!faults)
         return std::unexpected(faults.error());
     faults_ = std::move(*faults);
 
-    const std::uint64_t mask = engine_->dma_mask();
-    if (auto done = session_->set_mask(mask); !done)
-        return done;
     const auto limits = session_->limits();
     if (!limits)
         return std::unexpected(limits.error());

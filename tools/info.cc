@@ -20,6 +20,7 @@ using dmaprobe::Domain;
 using dmaprobe::DomainType;
 using dmaprobe::Engine;
 using dmaprobe::EngineTraits;
+using dmaprobe::Intake;
 using dmaprobe::Limits;
 using dmaprobe::PciDevice;
 using dmaprobe::Session;
@@ -33,7 +34,8 @@ struct Info {
     dmaprobe::Version version;
     std::string route; // empty when the device could not be opened
     std::string why;   // why this route, or why none
-    const EngineTraits* engine = nullptr;
+    std::optional<EngineTraits> engine;
+    std::string completion;   // empty when the engine did not answer
     std::string engine_error; // empty when the engine answered
     Limits limits;
     Domain domain;
@@ -73,14 +75,21 @@ std::expected<Info, Failure> gather(const Args& args) {
     info.machine = virtual_machine();
 
     // Somebody else may have the device open; all the rest is worth telling then too.
-    info.engine = Engine::find(info.device.vendor, info.device.device);
+    if (const auto* traits = Engine::find({.vendor = info.device.vendor,
+                                           .device = info.device.device,
+                                           .class_code = info.device.class_code}))
+        info.engine = *traits;
     const auto access = DeviceAccess::open(*session);
     if (access) {
         info.route = to_string(access->route());
         info.why = access->why();
-        if (info.engine != nullptr) {
-            if (const auto engine = Engine::probe(*session, *access); !engine)
+        if (info.engine) {
+            if (const auto engine = Engine::probe(*session, *access)) {
+                info.engine = (*engine)->traits();
+                info.completion = to_string((*engine)->completion());
+            } else {
                 info.engine_error = failure(engine.error()).message;
+            }
         }
     } else {
         info.why = failure(access.error()).message;
@@ -97,7 +106,7 @@ std::vector<Size> page_sizes(const Domain& domain) {
 }
 
 Json engine_json(const Info& info) {
-    if (info.engine == nullptr)
+    if (!info.engine)
         return {};
     const EngineTraits& engine = *info.engine;
     return {{"name", engine.name},
@@ -109,7 +118,11 @@ Json engine_json(const Info& info) {
             {"dma_mask", hex(engine.dma_mask)},
             {"max_transfer", engine.max_transfer.value()},
             {"alignment", engine.alignment},
-            {"device_memory", engine.device_memory.value()}};
+            {"block", engine.block.value()},
+            {"segment_edge", engine.segment_edge.value()},
+            {"device_memory", engine.device_memory.value()},
+            {"intake", to_string(engine.intake)},
+            {"completion", or_null(info.completion)}};
 }
 
 Json limits_json(const Limits& limits) {
@@ -180,9 +193,21 @@ std::string yes_no(bool value) {
     return value ? "yes" : "no";
 }
 
+std::string_view intake_text(Intake intake) {
+    switch (intake) {
+    case Intake::stores:
+        return "stores there";
+    case Intake::compares:
+        return "compares with that";
+    case Intake::none:
+        break;
+    }
+    return "cannot be told: it reads nothing";
+}
+
 void tell_engine(const Info& info) {
     print("\nEngine\n");
-    if (info.engine == nullptr) {
+    if (!info.engine) {
         line("name", "none can drive this device");
         return;
     }
@@ -193,8 +218,10 @@ void tell_engine(const Info& info) {
     line("DMA mask",
          std::format("{:#x} ({} bits)", engine.dma_mask, std::bit_width(engine.dma_mask)));
     line("one transfer", std::format("up to {}, in steps of {}", size_text(engine.max_transfer),
-                                     size_text(Size(engine.alignment))));
-    line("own memory", size_text(engine.device_memory));
+                                     size_text(engine.block)));
+    line("own memory", std::format("{}; what the device reads it {}",
+                                   size_text(engine.device_memory), intake_text(engine.intake)));
+    line("completion", info.completion.empty() ? "unknown" : info.completion);
     line("sees faults", yes_no(engine.sees_faults));
 }
 

@@ -2,15 +2,22 @@
 // A device's config space and BARs, by VFIO or by sysfs.
 #include <dmaprobe/device.h>
 
+#include <algorithm>
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <charconv>
+#include <chrono>
 #include <cstring>
 #include <format>
+#include <limits>
+#include <thread>
 #include <utility>
 
 #include <endian.h>
 #include <fcntl.h>
+#include <poll.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -59,21 +66,53 @@ Result<void> Bar::check(std::uint64_t offset, std::size_t width, std::string_vie
     return {};
 }
 
+namespace {
+
+/// What was written to memory before is there for the device before it sees the register written,
+/// and what is read from memory afterwards is read after the register: as the kernel's writel() and
+/// readl() do it. x86 keeps this order by itself.
+inline void order_before_write() noexcept {
+#if defined(__aarch64__)
+    asm volatile("dmb oshst" ::: "memory");
+#elif defined(__x86_64__)
+    asm volatile("" ::: "memory");
+#else
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+#endif
+}
+
+inline void order_after_read() noexcept {
+#if defined(__aarch64__)
+    asm volatile("dmb oshld" ::: "memory");
+#elif defined(__x86_64__)
+    asm volatile("" ::: "memory");
+#else
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+#endif
+}
+
+} // namespace
+
 Result<std::uint32_t> Bar::read32(std::uint64_t offset) const {
     if (auto ok = check(offset, 4, "read32"); !ok)
         return std::unexpected(std::move(ok.error()));
-    return le32toh(*reinterpret_cast<const volatile std::uint32_t*>(base_ + offset));
+    const std::uint32_t raw = *reinterpret_cast<const volatile std::uint32_t*>(base_ + offset);
+    order_after_read();
+    return le32toh(raw);
 }
 
 Result<std::uint64_t> Bar::read64(std::uint64_t offset) const {
     if (auto ok = check(offset, 8, "read64"); !ok)
         return std::unexpected(std::move(ok.error()));
-    return le64toh(*reinterpret_cast<const volatile std::uint64_t*>(base_ + offset));
+    const std::uint64_t raw = *reinterpret_cast<const volatile std::uint64_t*>(base_ + offset);
+    order_after_read();
+    return le64toh(raw);
 }
 
 Result<void> Bar::write32(std::uint64_t offset, std::uint32_t value) const {
     if (auto ok = check(offset, 4, "write32"); !ok)
         return ok;
+    order_before_write();
     *reinterpret_cast<volatile std::uint32_t*>(base_ + offset) = htole32(value);
     return {};
 }
@@ -81,8 +120,80 @@ Result<void> Bar::write32(std::uint64_t offset, std::uint32_t value) const {
 Result<void> Bar::write64(std::uint64_t offset, std::uint64_t value) const {
     if (auto ok = check(offset, 8, "write64"); !ok)
         return ok;
+    order_before_write();
     *reinterpret_cast<volatile std::uint64_t*>(base_ + offset) = htole64(value);
     return {};
+}
+
+// ---- Interrupts ----
+
+std::string_view to_string(InterruptKind kind) noexcept {
+    return kind == InterruptKind::msi_x ? "MSI-X" : "MSI";
+}
+
+namespace {
+
+/// VFIO_DEVICE_SET_IRQS with an eventfd for each vector; without any, the interrupts are off.
+int set_irqs(int device, InterruptKind kind, std::span<const int> events) {
+    std::vector<std::byte> memory(sizeof(vfio_irq_set) + events.size_bytes());
+    vfio_irq_set set{};
+    set.argsz = static_cast<std::uint32_t>(memory.size());
+    set.flags = (events.empty() ? VFIO_IRQ_SET_DATA_NONE : VFIO_IRQ_SET_DATA_EVENTFD) |
+                VFIO_IRQ_SET_ACTION_TRIGGER;
+    set.index = kind == InterruptKind::msi_x ? VFIO_PCI_MSIX_IRQ_INDEX : VFIO_PCI_MSI_IRQ_INDEX;
+    set.count = static_cast<std::uint32_t>(events.size());
+    std::memcpy(memory.data(), &set, sizeof(set));
+    std::ranges::copy(std::as_bytes(events), memory.begin() + sizeof(set));
+    return ::ioctl(device, VFIO_DEVICE_SET_IRQS, memory.data());
+}
+
+} // namespace
+
+Interrupts::Interrupts(Interrupts&& other) noexcept
+    : device_(std::exchange(other.device_, -1)), events_(std::move(other.events_)),
+      kind_(other.kind_) {}
+
+Interrupts& Interrupts::operator=(Interrupts&& other) noexcept {
+    std::swap(device_, other.device_);
+    std::swap(events_, other.events_);
+    std::swap(kind_, other.kind_);
+    return *this;
+}
+
+Interrupts::~Interrupts() {
+    if (device_ < 0)
+        return;
+    set_irqs(device_, kind_, {});
+    for (const int event : events_)
+        ::close(event);
+    ::close(device_);
+}
+
+Result<std::uint64_t> Interrupts::wait(unsigned vector, std::chrono::milliseconds deadline) const {
+    if (vector >= events_.size())
+        return std::unexpected(
+            Error{EINVAL, "interrupt_wait", std::format("there are {} vectors", events_.size())});
+    using Clock = std::chrono::steady_clock;
+    const auto end = Clock::now() + deadline;
+    for (;;) {
+        const bool late = Clock::now() >= end;
+        std::uint64_t count = 0;
+        if (::read(events_[vector], &count, sizeof(count)) == sizeof(count))
+            return count;
+        if (errno != EAGAIN && errno != EINTR)
+            return std::unexpected(Error{errno, "interrupt_wait", {}});
+        if (late)
+            return std::unexpected(
+                Error{ETIMEDOUT, "interrupt_wait",
+                      std::format("no interrupt came in {} ms", deadline.count())});
+        const auto left = std::chrono::ceil<std::chrono::milliseconds>(end - Clock::now()).count();
+        pollfd poll{.fd = events_[vector], .events = POLLIN, .revents = 0};
+        if (::poll(&poll, 1,
+                   static_cast<int>(
+                       std::clamp<std::int64_t>(left, 0, std::numeric_limits<int>::max()))) < 0 &&
+            errno != EINTR)
+            return std::unexpected(Error{errno, "interrupt_wait", {}});
+    }
 }
 
 // ---- DeviceAccess ----
@@ -97,11 +208,11 @@ struct DeviceAccess::State {
     file::Fd device;               // VFIO's device, or sysfs' config
     std::uint64_t config_at = 0;   // where config space starts in `device`
     std::uint64_t config_size = 0; // bytes
-    std::uint16_t vendor_id = 0;
-    std::uint16_t device_id = 0;
+    DeviceIds ids;
     bool open = false;
 
     Result<void> session_enable(bool on) const;
+    Result<void> session_present(std::string_view op) const;
     Result<vfio_region_info> region(std::uint32_t index) const;
     Result<void> open_vfio(const std::string& name);
     Result<void> open_sysfs();
@@ -136,6 +247,8 @@ std::string explain_node(int code, const std::string& path) {
     case EBUSY:
         return path +
                " is in use: another program has it open, or a session has the device enabled";
+    case EAGAIN:
+        return path + ": somebody else is resetting or removing the device";
     case EACCES:
     case EPERM:
         return "no permission to open " + path;
@@ -150,6 +263,11 @@ Result<void> DeviceAccess::State::session_enable(bool on) const {
     dmaprobe_enable arg{};
     arg.enable = on ? 1 : 0;
     return channel->call(DMAPROBE_ENABLE, "enable", arg);
+}
+
+Result<void> DeviceAccess::State::session_present(std::string_view op) const {
+    dmaprobe_version arg{};
+    return channel->call(DMAPROBE_VERSION, op, arg);
 }
 
 Result<vfio_region_info> DeviceAccess::State::region(std::uint32_t index) const {
@@ -179,9 +297,16 @@ Result<void> DeviceAccess::State::open_vfio(const std::string& node) {
     vfio_device_bind_iommufd bind{};
     bind.argsz = sizeof(bind);
     bind.iommufd = iommufd.get();
-    if (::ioctl(device.get(), VFIO_DEVICE_BIND_IOMMUFD, &bind) < 0) {
+    // EAGAIN: the function cannot be reset now, because somebody is about to reset or to remove it.
+    constexpr std::chrono::milliseconds patience(5000);
+    const auto end = std::chrono::steady_clock::now() + patience;
+    while (::ioctl(device.get(), VFIO_DEVICE_BIND_IOMMUFD, &bind) < 0) {
         const int code = errno == EINVAL ? EBUSY : errno;
-        return std::unexpected(Error{code, "vfio_bind_iommufd", explain_node(code, node)});
+        if (code != EAGAIN || std::chrono::steady_clock::now() >= end)
+            return std::unexpected(Error{code, "vfio_bind_iommufd", explain_node(code, node)});
+        if (auto there = session_present("vfio_bind_iommufd"); !there)
+            return there;
+        std::this_thread::sleep_for(std::chrono::milliseconds(10));
     }
     const auto config = region(VFIO_PCI_CONFIG_REGION_INDEX);
     if (!config)
@@ -259,8 +384,10 @@ Result<DeviceAccess> DeviceAccess::open(const Session& session, std::optional<Ro
         return std::unexpected(device.error());
     if (*vendor == 0xffff)
         return std::unexpected(Error{EIO, "device_open", "config space reads as all ones"});
-    access.state_->vendor_id = *vendor;
-    access.state_->device_id = *device;
+    const auto revision = access.read_config32(PCI_CLASS_REVISION);
+    if (!revision)
+        return std::unexpected(revision.error());
+    access.state_->ids = {.vendor = *vendor, .device = *device, .class_code = *revision >> 8};
     return access;
 }
 
@@ -288,10 +415,13 @@ const std::string& DeviceAccess::why() const noexcept {
     return state_->why;
 }
 std::uint16_t DeviceAccess::vendor() const noexcept {
-    return state_->vendor_id;
+    return state_->ids.vendor;
 }
 std::uint16_t DeviceAccess::device() const noexcept {
-    return state_->device_id;
+    return state_->ids.device;
+}
+const DeviceIds& DeviceAccess::ids() const noexcept {
+    return state_->ids;
 }
 
 Result<void> DeviceAccess::enable(bool on) const {
@@ -311,8 +441,7 @@ Result<void> DeviceAccess::enable(bool on) const {
 Result<void> DeviceAccess::check_present(std::string_view op) const {
     if (!state_->open)
         return std::unexpected(Error{EBADF, op, "the device is closed"});
-    dmaprobe_version arg{};
-    return state_->channel->call(DMAPROBE_VERSION, op, arg);
+    return state_->session_present(op);
 }
 
 Result<void> DeviceAccess::reset() const {
@@ -331,6 +460,54 @@ Result<void> DeviceAccess::reset() const {
         }
     }
     return enable(true);
+}
+
+Result<Interrupts> DeviceAccess::interrupts(unsigned vectors) const {
+    constexpr std::string_view op = "interrupts";
+    if (!state_->open)
+        return std::unexpected(Error{EBADF, op, "the device is closed"});
+    if (vectors == 0)
+        return std::unexpected(Error{EINVAL, op, "at least one vector"});
+    if (state_->route != Route::vfio)
+        return std::unexpected(
+            Error{EOPNOTSUPP, op, "interrupts come by VFIO only: " + state_->why});
+    Interrupts made;
+    unsigned best = 0;
+    for (const auto& [kind, index] :
+         {std::pair{InterruptKind::msi_x, unsigned{VFIO_PCI_MSIX_IRQ_INDEX}},
+          {InterruptKind::msi, VFIO_PCI_MSI_IRQ_INDEX}}) {
+        vfio_irq_info info{};
+        info.argsz = sizeof(info);
+        info.index = index;
+        if (::ioctl(state_->device.get(), VFIO_DEVICE_GET_IRQ_INFO, &info) < 0)
+            return std::unexpected(Error{errno, "vfio_irq_info", {}});
+        best = std::max(best, info.count);
+        if (info.count < vectors)
+            continue;
+        made.kind_ = kind;
+        std::vector<file::Fd> events;
+        for (unsigned i = 0; i < vectors; i++) {
+            events.emplace_back(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+            if (!events.back())
+                return std::unexpected(Error{errno, "eventfd", {}});
+        }
+        file::Fd device(::fcntl(state_->device.get(), F_DUPFD_CLOEXEC, 0));
+        if (!device)
+            return std::unexpected(Error{errno, op, {}});
+        std::vector<int> numbers;
+        numbers.reserve(events.size());
+        for (const file::Fd& event : events)
+            numbers.push_back(event.get());
+        if (set_irqs(device.get(), kind, numbers) < 0)
+            return std::unexpected(Error{
+                errno, "vfio_set_irqs", std::format("{} vectors of {}", vectors, to_string(kind))});
+        made.device_ = device.release();
+        for (file::Fd& event : events)
+            made.events_.push_back(event.release());
+        return made;
+    }
+    return std::unexpected(
+        Error{EOPNOTSUPP, op, std::format("the device has {} vectors of MSI-X or MSI", best)});
 }
 
 // ---- config space ----

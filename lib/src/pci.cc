@@ -88,7 +88,8 @@ Result<PciDevice> PciBus::device(const Bdf& bdf) const {
     device.iommu = file::link_name(dir + "/iommu");
     if (!device.iommu.empty())
         device.iommu_driver = iommu_driver_of(dir + "/iommu");
-    if (const EngineTraits* engine = Engine::find(device.vendor, device.device))
+    if (const EngineTraits* engine = Engine::find(
+            {.vendor = device.vendor, .device = device.device, .class_code = device.class_code}))
         device.engine = engine->name;
 
     if (const auto group = file::link_name(dir + "/iommu_group"); !group.empty()) {

@@ -20,6 +20,7 @@ import re
 import secrets
 import selectors
 import signal
+import struct
 import subprocess
 import tarfile
 import tempfile
@@ -39,13 +40,14 @@ QEMU = "qemu-system-x86_64"
 class Platform:
     """What an entry of a table below adds to QEMU's and to the kernel's command line.
 
-    And how much memory, in MiB, a guest has with it, and the CPU it wants.
+    And how much memory, in MiB, a guest has with it, the CPU it wants, and the modules.
     """
 
     qemu: Sequence[str] = ()
     kernel: Sequence[str] = ()
     memory: int = 512
     cpu: str = ""
+    modules: Sequence[str] = ()
 
 
 # Where nothing translates, edu must reach all memory with its 28 bits of address.
@@ -66,8 +68,9 @@ DOMAINS = {
     "identity": Platform(kernel=["iommu.passthrough=1"], memory=REACHED_BY_EDU),
 }
 
-# The first of each sits behind a hot-plug capable port, and so does the spare one. The
-# last two are functions of one device, and share a group.
+# What can be plugged in. Those with an id and a bus can be unplugged, and each of these sits
+# behind a port of its own. Of edu there is a spare one too, and two functions of one device,
+# which share a group.
 DEVICES = {
     "edu": Platform([
         "-device", "pcie-root-port,id=port1,chassis=1,addr=4",
@@ -77,7 +80,16 @@ DEVICES = {
         "-device", "pcie-root-port,id=port3,chassis=3,addr=6",
         "-device", "edu,bus=port3,addr=0.0,multifunction=on",
         "-device", "edu,bus=port3,addr=0.1"]),
+    "testdev": Platform(["-device", "iommu-testdev,addr=7"]),
+    "nvme": Platform([
+        "-blockdev", "driver=file,node-name=disk,filename=DISK",
+        "-device", "pcie-root-port,id=port4,chassis=4,addr=8",
+        "-device", "nvme,id=nvme1,bus=port4,drive=disk,serial=dmaprobe"], modules=["nvme"]),
 }
+
+# The disk behind NVMe: 64-bit words, each the number of its place by this factor.
+DISK_WORDS = 4 << 17
+DISK_FACTOR = 0x9E3779B97F4A7C15
 
 # What a kernel of lab's own wants. The debug kernel's checkers take memory. The
 # DMA API's must not run out of entries, because it then ends its work; tests hold
@@ -110,7 +122,7 @@ class Machine:
     kernel: Kernel
     iommu: str = "vtd"
     domain: str = "strict"
-    device: str = "edu"
+    devices: Sequence[str] = ("edu",)  # the first is the one to be bound
     memory: int | None = None  # MiB
     icount: bool = False  # one CPU, whose clock counts its instructions
     qemu: Sequence[str] = ()
@@ -239,15 +251,16 @@ def base(modules: Modules, wanted: list[str]) -> bytes:
     return archive
 
 
-def initramfs(kernel: Kernel, settings: dict[str, str], command: str,
-              module: Path | None, programs: Sequence[Path]) -> bytes:
+def initramfs(kernel: Kernel, settings: dict[str, str], command: str, module: Path | None,
+              programs: Sequence[Path], devices: Sequence[str] = ()) -> bytes:
     """Everything the guest has: base, and what changes from run to run."""
     modules = Modules(kernel)
     needs: list[str] = []
     if module:
         needs = subprocess.run(["modinfo", "-F", "depends", str(module)], check=True,
                                capture_output=True, text=True).stdout.strip().split(",")
-    carried = modules.below([*GUEST_MODULES, *needs])
+    drivers = [name for device in devices for name in DEVICES[device].modules]
+    carried = modules.below([*GUEST_MODULES, *drivers, *needs])
     dep = [f"{modules.in_guest(name)}: {' '.join(map(modules.in_guest, modules.needs[name]))}"
            for name in carried]
     if module:
@@ -271,14 +284,26 @@ def initramfs(kernel: Kernel, settings: dict[str, str], command: str,
 # --- the machine -------------------------------------------------------------
 
 
-def command_line(machine: Machine, accelerator: str, initrd: str, log: str) -> list[str]:
+def plugged_in(machine: Machine, disk: str) -> list[str]:
+    """The part of QEMU's command line that plugs the devices in."""
+    words = [word for name in machine.devices for word in DEVICES[name].qemu]
+    return [word.replace("DISK", disk) for word in words]
+
+
+def disk_image() -> bytes:
+    """What is on the disk."""
+    words = [number * DISK_FACTOR & 0xffffffffffffffff for number in range(DISK_WORDS)]
+    return struct.pack(f"<{DISK_WORDS}Q", *words)
+
+
+def command_line(machine: Machine, accelerator: str, initrd: str, log: str,
+                 devices: Sequence[str]) -> list[str]:
     """QEMU's command line, without the ports."""
-    iommu, domain, device = (IOMMUS[machine.iommu], DOMAINS[machine.domain],
-                             DEVICES[machine.device])
+    iommu, domain = IOMMUS[machine.iommu], DOMAINS[machine.domain]
     kernel = ["console=ttyS0", "loglevel=5", "panic=-1", "random.trust_cpu=on", "mitigations=off",
-              "no_timer_check", *iommu.kernel, *domain.kernel, *device.kernel]
+              "no_timer_check", *iommu.kernel, *domain.kernel]
     cpu = iommu.cpu or {"kvm": "host", "tcg": "max"}[accelerator]
-    memory = machine.memory or min(iommu.memory, domain.memory, device.memory)
+    memory = machine.memory or min(iommu.memory, domain.memory)
     if special := KERNELS.get(machine.kernel.name):
         kernel += special.kernel
         memory = machine.memory or special.memory
@@ -293,7 +318,7 @@ def command_line(machine: Machine, accelerator: str, initrd: str, log: str) -> l
         "-append", " ".join([*kernel, *machine.append]),
         # Ports are plugged natively, as on real machines, not by ACPI.
         "-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
-        *iommu.qemu, *device.qemu,
+        *iommu.qemu, *devices,
         "-chardev", f"file,id=serial,path={log}", "-serial", "chardev:serial",
         # No ioeventfd: what the guest writes has left it when its write returns.
         "-device", "virtio-serial-pci,id=ports,ioeventfd=off,addr=3",
@@ -368,17 +393,22 @@ def run(machine: Machine, accelerator: str, initrd: bytes, log: Path, *, deadlin
     ports = [Port("stdout", stdout), Port("stderr", stderr), Port("files", files)]
     last = Port("control", control.extend)
     qemu_says = Port("qemu", complaints.extend)
-    with tempfile.NamedTemporaryFile(prefix="lab-", suffix=".cpio") as archive:
+    with (tempfile.NamedTemporaryFile(prefix="lab-", suffix=".cpio") as archive,
+          tempfile.NamedTemporaryFile(prefix="lab-", suffix=".disk") as disk):
         archive.write(initrd)
         archive.flush()
-        arguments = command_line(machine, accelerator, archive.name, str(log))
+        if "nvme" in machine.devices:
+            disk.write(disk_image())
+            disk.flush()
+        devices = plugged_in(machine, disk.name)
+        arguments = command_line(machine, accelerator, archive.name, str(log), devices)
         for port in [*ports, last]:
             arguments += ["-chardev", f"file,id={port.name},path=/proc/self/fd/{port.writer}",
                           "-device", f"virtserialport,chardev={port.name},name={port.name}"]
         if console:
             arguments += ["-chardev", "stdio,id=console,signal=off",
                           "-device", "virtconsole,chardev=console"]
-        host = hotplug.Host(DEVICES[machine.device].qemu)
+        host = hotplug.Host(devices)
         arguments += host.arguments
         process = subprocess.Popen(
             arguments, stdin=None if console else subprocess.DEVNULL,

@@ -32,10 +32,10 @@ BOOT_DEADLINE_SLOW = 240  # with --icount, and of the debug kernel
 
 EPILOG = """\
 In the guest: COMMAND runs as root, with busybox's tools, dmaprobe, and (when
-COMMAND names it) dmaprobe-selftest. The module is loaded, and the first edu
-device is bound to it. $DMAPROBE_BDF is that device, $DMAPROBE_BDF2 another one
-without a driver, $DMAPROBE_BUSY_BDF one that its driver is using. What the
-command leaves in /out comes back to --out.
+COMMAND names it) dmaprobe-selftest. The module is loaded, and the first device
+of the first kind that --device names is bound to it. $DMAPROBE_BDF is that device,
+$DMAPROBE_BDF2 the second of its kind, without a driver, $DMAPROBE_BUSY_BDF one
+that its driver is using. What the command leaves in /out comes back to --out.
 
 Exit code: the command's; 1 also when lab itself failed, when the deadline
 passed, or when the kernel reported a bug of its own; 2 wrong usage; 4 this
@@ -117,9 +117,11 @@ def boot(options: argparse.Namespace, command: list[str] | None) -> int:
     machine = guest.Machine(kernel, options.iommu, options.domain, options.device, options.memory,
                             options.icount, tuple(options.qemu_arg), tuple(options.append))
     settings = {"LAB_BIND": "" if options.no_bind else "1",
+                "LAB_DEVICE": options.device[0],
                 "LAB_SHELL": "" if command else "1",
                 "LAB_COVERAGE": guest.COVERAGE if options.coverage else ""}
-    initrd = guest.initramfs(kernel, settings, shlex.join(command or []), module, programs)
+    initrd = guest.initramfs(kernel, settings, shlex.join(command or []), module, programs,
+                             options.device)
     accelerator = guest.accelerator_for(machine)
     boot_deadline = 0.0
     if command:
@@ -171,6 +173,16 @@ def setup(names: list[str]) -> int:
     return 0
 
 
+def devices(text: str) -> tuple[str, ...]:
+    """The value of --device."""
+    names = tuple(dict.fromkeys(text.split(",")))
+    for name in names:
+        if name not in guest.DEVICES:
+            raise argparse.ArgumentTypeError(
+                f"invalid choice: '{name}' (choose from {', '.join(guest.DEVICES)})")
+    return names
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     machine = argparse.ArgumentParser(add_help=False)
@@ -181,7 +193,9 @@ def parser() -> argparse.ArgumentParser:
     machine.add_argument("--iommu", choices=guest.IOMMUS, default="vtd")
     machine.add_argument("--domain", choices=guest.DOMAINS, default="strict",
                          help="the default domain's type (default: strict)")
-    machine.add_argument("--device", choices=guest.DEVICES, default="edu")
+    machine.add_argument("--device", type=devices, default=("edu",), metavar="DEVICE[,DEVICE]...",
+                         help=f"what is plugged in, of {', '.join(guest.DEVICES)}; the first is "
+                              "bound (default: edu)")
     machine.add_argument("--no-bind", action="store_true",
                          help="leave module and device alone")
     machine.add_argument("--memory", type=int, metavar="MIB",

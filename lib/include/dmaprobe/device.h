@@ -2,6 +2,7 @@
 // A device's config space and BARs, by VFIO or by sysfs.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -9,6 +10,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include <dmaprobe/bdf.h>
 #include <dmaprobe/result.h>
@@ -16,6 +18,13 @@
 #include <dmaprobe/types.h>
 
 namespace dmaprobe {
+
+/// What a PCI device is: by this an engine (engine.h) knows whether it can drive it.
+struct DeviceIds {
+    std::uint16_t vendor = 0;     ///< PCI vendor id
+    std::uint16_t device = 0;     ///< PCI device id
+    std::uint32_t class_code = 0; ///< class, subclass and programming interface, 24 bits
+};
 
 /// How the device is reached.
 enum class Route {
@@ -28,7 +37,8 @@ enum class Route {
 
 /// A memory BAR, mapped into the program. Accesses are volatile, of exactly the width asked for,
 /// and checked against the BAR's length; the values are little-endian on the bus and the CPU's own
-/// here.
+/// here. They are ordered with the program's accesses to memory as the kernel's readl() and
+/// writel() are.
 ///
 /// By VFIO, a Bar keeps the VFIO device open for as long as it lives.
 class Bar {
@@ -64,6 +74,47 @@ private:
     std::size_t length_ = 0;
 };
 
+/// How a device's interrupts come.
+enum class InterruptKind {
+    msi_x, ///< messages, each vector with an address of its own
+    msi,   ///< messages of one address
+};
+
+/// "MSI-X" or "MSI".
+[[nodiscard]] std::string_view to_string(InterruptKind kind) noexcept;
+
+/// A device's interrupts, by VFIO: each vector is counted in an eventfd from the moment this object
+/// is there. It keeps the VFIO device open for as long as it lives; one for a device at a time.
+class Interrupts {
+public:
+    Interrupts(Interrupts&&) noexcept;
+    Interrupts& operator=(Interrupts&&) noexcept;
+    Interrupts(const Interrupts&) = delete;
+    Interrupts& operator=(const Interrupts&) = delete;
+    /// Switches them off.
+    ~Interrupts();
+
+    /// How they come.
+    [[nodiscard]] InterruptKind kind() const noexcept { return kind_; }
+    /// How many vectors there are.
+    [[nodiscard]] unsigned vectors() const noexcept {
+        return static_cast<unsigned>(events_.size());
+    }
+
+    /// Wait until a vector has come, and tell how often since the last wait.
+    /// EINVAL: no such vector. ETIMEDOUT: it did not come in time.
+    [[nodiscard]] Result<std::uint64_t> wait(unsigned vector,
+                                             std::chrono::milliseconds deadline) const;
+
+private:
+    friend class DeviceAccess;
+    Interrupts() noexcept = default;
+
+    int device_ = -1;         // VFIO's device
+    std::vector<int> events_; // an eventfd for each vector
+    InterruptKind kind_ = InterruptKind::msi_x;
+};
+
 /// Access to a bound device. Open the Session first, since it keeps the device powered; it is
 /// referred to until close(). While the access is open, memory decoding and bus mastering are on.
 ///
@@ -76,7 +127,8 @@ public:
     /// @param force take this route; without it VFIO's where its nodes exist, otherwise sysfs'
     /// @param sysfs where sysfs is
     /// EOPNOTSUPP: the forced route does not exist here, with the reason as detail. EBUSY: somebody
-    /// else has the device. EACCES: not root, or kernel lockdown forbids it.
+    /// else has the device. EAGAIN: somebody has been resetting it for 5 s. EACCES: not root, or
+    /// kernel lockdown forbids it.
     [[nodiscard]] static Result<DeviceAccess> open(const Session& session,
                                                    std::optional<Route> force = std::nullopt,
                                                    const std::string& sysfs = "/sys");
@@ -101,12 +153,20 @@ public:
     [[nodiscard]] std::uint16_t vendor() const noexcept;
     /// Device id from config space.
     [[nodiscard]] std::uint16_t device() const noexcept;
+    /// Both ids and the class from config space.
+    [[nodiscard]] const DeviceIds& ids() const noexcept;
 
     /// Map a memory BAR.
     /// @param index 0 to 5
     /// EINVAL: no such index. ENXIO: the device has no memory BAR there. EOPNOTSUPP: it cannot be
     /// mapped.
     [[nodiscard]] Result<Bar> bar(unsigned index) const;
+
+    /// Switch the device's interrupts on, MSI-X where it has that, otherwise MSI.
+    /// @param vectors how many, at least 1
+    /// EOPNOTSUPP: the route is sysfs, or the device has fewer. EINVAL: none. EBUSY and others:
+    /// VFIO_DEVICE_SET_IRQS.
+    [[nodiscard]] Result<Interrupts> interrupts(unsigned vectors) const;
 
     /// Read config space. ERANGE when it ends before the range does.
     Result<void> read_config(std::uint64_t offset, std::span<std::byte> out) const;

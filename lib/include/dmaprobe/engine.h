@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string_view>
 
 #include <dmaprobe/device.h>
@@ -15,49 +16,90 @@
 
 namespace dmaprobe {
 
-/// What an engine is made for and can do. Constant for an engine.
+/// What a device does with memory that it reads; Engine::copy_to_device().
+enum class Intake {
+    stores,   ///< keeps it in its own memory
+    compares, ///< compares it with its own memory, which stays what it is
+    none,     ///< it cannot read memory
+};
+
+/// "stores", "compares" or "none".
+[[nodiscard]] std::string_view to_string(Intake intake) noexcept;
+
+/// How an engine learns that a transfer has ended.
+enum class Completion {
+    polling,   ///< it looks at registers, or at memory
+    interrupt, ///< it waits for the device's interrupt
+};
+
+/// "polling" or "interrupt".
+[[nodiscard]] std::string_view to_string(Completion completion) noexcept;
+
+/// What an engine can do, with the device it drives. Constant for an engine.
 struct EngineTraits {
     std::string_view name;        ///< short name, such as "edu"
-    std::uint16_t vendor = 0;     ///< PCI vendor id it drives
-    std::uint16_t device = 0;     ///< PCI device id it drives
     std::string_view description; ///< one line for a person
     bool emulated = false;        ///< the device exists only in emulators
     bool sees_faults = false;     ///< the device itself notices a DMA that failed
     std::uint64_t dma_mask = 0;   ///< addresses that it can give to the bus
     Size max_transfer;            ///< bytes that one transfer moves at most
-    std::uint64_t alignment = 1;  ///< addresses, offsets and lengths are multiples of it
-    Size device_memory;           ///< memory of its own, that transfers go into and come from
+    std::uint64_t alignment = 1;  ///< addresses of memory are multiples of it
+    Size block = Size(1);         ///< lengths and offsets in the device are multiples of it
+    /// Where a transfer goes on in another segment, the one ends and the other starts at a multiple
+    /// of it. 0: a transfer has one segment.
+    Size segment_edge;
+    Size device_memory;             ///< memory of its own, that transfers go into and come from
+    Size identity;                  ///< bytes of Engine::identify(); 0: it cannot do that
+    Intake intake = Intake::stores; ///< what it does with memory that it reads
+};
+
+/// Blocks of a device's medium.
+struct BlockRange {
+    std::uint64_t first = 0; ///< number of the first
+    std::uint64_t count = 0; ///< how many
+};
+
+/// How to probe for an engine.
+struct EngineOptions {
+    /// How to wait. Nothing: by interrupt where the device and the route to it have that, otherwise
+    /// by polling.
+    std::optional<Completion> completion = std::nullopt;
+    /// For a device with a medium (NVMe): these blocks of it are the device's own memory, and may
+    /// be written to. Nothing: the whole medium is, and no command that writes to it is given.
+    std::optional<BlockRange> allow_write = std::nullopt;
 };
 
 /// A device that moves bytes on demand.
 ///
 /// Guarantees that every engine gives:
 /// - A transfer uses exactly the IOVAs it was asked to use, or none at all: what the device would
-/// cut
-///   off or round is refused with ERANGE (beyond the mask) or EINVAL, and nothing is started.
+///   cut off or round is refused with ERANGE (beyond the mask) or EINVAL, and nothing is started.
 /// - A call returns when the device says that it is done, or with ETIMEDOUT after deadline(). After
-///   ETIMEDOUT the device may still touch the memory until reset() has succeeded.
+///   ETIMEDOUT the device may still touch the memory until reset() has succeeded; until then every
+///   transfer is refused with EIO.
 /// - Success says that the device has finished. Whether bytes arrived is for the caller to see, in
 ///   memory and in the fault log (fault.h): a device need not notice that the IOMMU stopped it
 ///   (EngineTraits::sees_faults).
 /// - When the device is unplugged or unbound meanwhile, a call answers ENODEV, whatever the device
 ///   did with the transfer.
-/// - It never touches the session's masks: set EngineTraits::dma_mask with Session::set_mask()
-/// before
-///   anything is mapped.
+/// - It never touches the session's masks. Some engines have memory of their own from the DMA API:
+///   set the mask that find() tells with Session::set_mask() before probe().
+/// - In the end, the device is left at rest, as its own driver expects to find it.
 ///
-/// An engine refers to the DeviceAccess it was probed with, which must outlive it. One thread at a
-/// time.
+/// An engine refers to the Session and the DeviceAccess it was probed with, which must outlive it.
+/// One thread at a time.
 class Engine {
 public:
     /// Find the engine for a device and make it ready.
     ///
-    /// ENOTSUP: no engine knows the device. EIO: the device does not answer as it should.
-    [[nodiscard]] static Result<std::unique_ptr<Engine>> probe(const Session& session,
-                                                               const DeviceAccess& device);
-    /// The engine for a device id, or null when none knows it. Needs no device.
-    [[nodiscard]] static const EngineTraits* find(std::uint16_t vendor,
-                                                  std::uint16_t device) noexcept;
+    /// ENOTSUP: no engine knows the device. EOPNOTSUPP: no interrupts, and they were asked for, or
+    /// the device lacks what the engine needs. EIO, ETIMEDOUT: the device does not answer as it
+    /// should.
+    [[nodiscard]] static Result<std::unique_ptr<Engine>>
+    probe(const Session& session, const DeviceAccess& device, const EngineOptions& options = {});
+    /// What the engine for such a device can do at best, or null when no engine drives it. Needs no
+    /// device.
+    [[nodiscard]] static const EngineTraits* find(const DeviceIds& ids) noexcept;
 
     Engine(const Engine&) = delete;
     Engine& operator=(const Engine&) = delete;
@@ -72,19 +114,31 @@ public:
     /// Short for traits().emulated.
     [[nodiscard]] bool emulated() const noexcept { return traits_.emulated; }
 
-    /// The device reads memory into its own.
+    /// How it learns that a transfer has ended.
+    [[nodiscard]] Completion completion() const noexcept { return completion_; }
+
+    /// The device reads memory, and does with it what EngineTraits::intake says.
     ///
     /// @param src first address
     /// @param length bytes, at least 1, at most EngineTraits::max_transfer
-    /// @param device_offset where in the device's memory they go
+    /// @param device_offset where in the device's memory they go, or what they are compared with
     /// EINVAL: length, alignment or device_offset are not possible. ERANGE: addresses beyond the
-    /// mask. ETIMEDOUT, EIO: the device failed. ENODEV: it is gone.
+    /// mask. EOPNOTSUPP: Intake::none. EILSEQ: Intake::compares, and there is a difference.
+    /// ETIMEDOUT, EIO: the device failed. ENODEV: it is gone.
     Result<void> copy_to_device(Iova src, Size length, Size device_offset = Size());
+    /// The same in one transfer from several segments, of which none is empty.
+    Result<void> copy_to_device(std::span<const Segment> src, Size device_offset = Size());
     /// The device writes its own memory to memory; as copy_to_device().
     Result<void> copy_from_device(Iova dst, Size length, Size device_offset = Size());
+    /// The same in one transfer to several segments.
+    Result<void> copy_from_device(std::span<const Segment> dst, Size device_offset = Size());
+    /// The device writes a description of itself to memory, of EngineTraits::identity bytes: that
+    /// of NVMe is the one of Identify Controller. EOPNOTSUPP: it cannot; others as
+    /// copy_to_device().
+    Result<void> identify(std::span<const Segment> dst);
     /// Copy memory to memory through the device's own, in as many transfers as that takes. Any
-    /// length that fits the alignment; errors as copy_to_device(). Both ranges are checked before
-    /// anything is started.
+    /// length that fits the alignment; errors as copy_to_device(), and EOPNOTSUPP when the device
+    /// does not store what it reads. Both ranges are checked before anything is started.
     Result<void> copy(Iova dst, Iova src, Size length);
 
     /// How long one transfer may take; 2 s from the start.
@@ -99,34 +153,47 @@ public:
     [[nodiscard]] const std::optional<Error>& last_error() const noexcept { return last_error_; }
 
 protected:
-    /// @param traits static storage
+    /// @param traits what it can do with this device
     /// @param device what it reaches the device by; null when there is none that could go away
-    explicit Engine(const EngineTraits& traits, const DeviceAccess* device = nullptr) noexcept
-        : traits_(traits), device_(device) {}
+    /// @param completion how it waits
+    explicit Engine(const EngineTraits& traits, const DeviceAccess* device = nullptr,
+                    Completion completion = Completion::polling) noexcept
+        : traits_(traits), device_(device), completion_(completion) {}
 
     /// Whether the device is still there. To be asked before its registers are touched, each time
     /// anew: those of a device that is gone are no more to be touched.
     [[nodiscard]] Result<void> check_present(std::string_view op) const {
         return device_ != nullptr ? device_->check_present(op) : Result<void>();
     }
+    /// Wait for an interrupt until the deadline: ETIMEDOUT; ENODEV when the device went meanwhile.
+    [[nodiscard]] Result<void> await_interrupt(std::string_view op, const Interrupts& interrupts,
+                                               unsigned vector) const;
+    /// Traits that are known only after the device was asked.
+    void set_traits(const EngineTraits& traits) noexcept { traits_ = traits; }
 
     /// One transfer, whose arguments have been checked against the traits.
-    virtual Result<void> do_to_device(Iova src, Size length, Size device_offset) = 0;
+    virtual Result<void> do_to_device(std::span<const Segment> src, Size device_offset) = 0;
     /// One transfer, whose arguments have been checked against the traits.
-    virtual Result<void> do_from_device(Iova dst, Size length, Size device_offset) = 0;
+    virtual Result<void> do_from_device(std::span<const Segment> dst, Size device_offset) = 0;
+    /// Write the description; not asked for unless EngineTraits::identity says that there is one.
+    virtual Result<void> do_identify(std::span<const Segment> dst);
     /// Bring the device to rest.
     virtual Result<void> do_reset() = 0;
 
 private:
     [[nodiscard]] Result<void> check(std::string_view op, Iova iova, Size length) const;
-    [[nodiscard]] Result<void> check_transfer(std::string_view op, Iova iova, Size length,
+    [[nodiscard]] Result<void> check_segments(std::string_view op,
+                                              std::span<const Segment> segments) const;
+    [[nodiscard]] Result<void> check_transfer(std::string_view op,
+                                              std::span<const Segment> segments,
                                               Size device_offset) const;
-    Result<void> to_device(Iova src, Size length, Size device_offset);
-    Result<void> from_device(Iova dst, Size length, Size device_offset);
+    Result<void> to_device(std::span<const Segment> src, Size device_offset);
+    Result<void> from_device(std::span<const Segment> dst, Size device_offset);
     Result<void> note(Result<void> result);
 
-    const EngineTraits& traits_;
+    EngineTraits traits_;
     const DeviceAccess* device_;
+    Completion completion_;
     std::chrono::milliseconds deadline_{2000};
     std::optional<Error> last_error_;
 };

@@ -19,6 +19,7 @@ namespace {
 // Registers in BAR 0. Those below 0x80 take 4-byte accesses only.
 constexpr std::uint64_t reg_id = 0x00;
 constexpr std::uint64_t reg_liveness = 0x04;
+constexpr std::uint64_t reg_interrupt_ack = 0x64;
 constexpr std::uint64_t reg_src = 0x80;
 constexpr std::uint64_t reg_dst = 0x88;
 constexpr std::uint64_t reg_count = 0x90;
@@ -29,12 +30,17 @@ constexpr std::uint32_t id_mask = 0xffff;
 
 constexpr std::uint64_t command_run = 1 << 0;
 constexpr std::uint64_t command_to_memory = 1 << 1;
+constexpr std::uint64_t command_interrupt = 1 << 2;
+
+constexpr std::uint32_t interrupt_dma = 0x100;
 
 constexpr std::uint64_t memory_start = 0x40000; // where transfers see the device's buffer
 
 class Edu final : public Engine {
 public:
-    Edu(const DeviceAccess& device, Bar bar) : Engine(edu.traits, &device), bar_(std::move(bar)) {}
+    Edu(const DeviceAccess& device, Bar bar, std::optional<Interrupts> interrupts)
+        : Engine(edu.traits, &device, completion_by(interrupts)), bar_(std::move(bar)),
+          interrupts_(std::move(interrupts)) {}
 
     /// Make sure that it is the device it should be, and that it answers.
     Result<void> check_alive() const {
@@ -58,14 +64,15 @@ public:
     }
 
 private:
-    Result<void> do_to_device(Iova src, Size length, Size device_offset) override {
-        return transfer("copy_to_device", src.value(), memory_start + device_offset.value(), length,
-                        command_run);
+    Result<void> do_to_device(std::span<const Segment> src, Size device_offset) override {
+        return transfer("copy_to_device", src.front().addr.value(),
+                        memory_start + device_offset.value(), src.front().length, command_run);
     }
 
-    Result<void> do_from_device(Iova dst, Size length, Size device_offset) override {
-        return transfer("copy_from_device", memory_start + device_offset.value(), dst.value(),
-                        length, command_run | command_to_memory);
+    Result<void> do_from_device(std::span<const Segment> dst, Size device_offset) override {
+        return transfer("copy_from_device", memory_start + device_offset.value(),
+                        dst.front().addr.value(), dst.front().length,
+                        command_run | command_to_memory);
     }
 
     /// The device cannot be stopped: rest is reached by waiting for the transfer's end.
@@ -91,7 +98,16 @@ private:
             return done;
         if (auto done = bar_.write64(reg_count, length.value()); !done)
             return done;
-        if (auto done = bar_.write64(reg_command, command); !done)
+        if (!interrupts_) {
+            if (auto done = bar_.write64(reg_command, command); !done)
+                return done;
+            return wait_idle(op);
+        }
+        if (auto done = bar_.write64(reg_command, command | command_interrupt); !done)
+            return done;
+        if (auto came = await_interrupt(op, *interrupts_, 0); !came)
+            return came;
+        if (auto done = bar_.write32(reg_interrupt_ack, interrupt_dma); !done)
             return done;
         return wait_idle(op);
     }
@@ -119,13 +135,18 @@ private:
     }
 
     Bar bar_;
+    std::optional<Interrupts> interrupts_;
 };
 
-Result<std::unique_ptr<Engine>> create(const DeviceAccess& device) {
+Result<std::unique_ptr<Engine>> create(const Session& /*session*/, const DeviceAccess& device,
+                                       const EngineOptions& options) {
     auto bar = device.bar(0);
     if (!bar)
         return std::unexpected(std::move(bar.error()));
-    auto engine = std::make_unique<Edu>(device, std::move(*bar));
+    auto interrupts = interrupts_for(device, options, 1);
+    if (!interrupts)
+        return std::unexpected(std::move(interrupts.error()));
+    auto engine = std::make_unique<Edu>(device, std::move(*bar), std::move(*interrupts));
     if (auto alive = engine->check_alive(); !alive)
         return std::unexpected(std::move(alive.error()));
     return engine;
@@ -137,16 +158,19 @@ constinit const Entry edu{
     .traits =
         {
             .name = "edu",
-            .vendor = 0x1234,
-            .device = 0x11e8,
             .description = "QEMU's educational device",
             .emulated = true,
             .sees_faults = false,
             .dma_mask = (1ULL << 28) - 1,
             .max_transfer = Size(4096),
             .alignment = 1,
+            .block = Size(1),
+            .segment_edge = Size(),
             .device_memory = Size(4096),
+            .identity = Size(),
+            .intake = Intake::stores,
         },
+    .drives = [](const DeviceIds& ids) { return ids.vendor == 0x1234 && ids.device == 0x11e8; },
     .create = create,
 };
 

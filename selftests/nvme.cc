@@ -1,0 +1,530 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// The engine for NVMe: what the disk holds comes through memory of each kind, and stays
+// what it is. The disk is the lab's, whose contents are known.
+
+#include "engine.h"
+#include "fixture.h"
+#include "ktap.h"
+#include "result.h"
+#include "system.h"
+
+#include <dmaprobe/alloc.h>
+#include <dmaprobe/iova.h>
+
+#include <linux/pci_regs.h>
+
+#include <cerrno>
+#include <csignal>
+#include <cstring>
+#include <fcntl.h>
+#include <filesystem>
+#include <format>
+#include <fstream>
+#include <sys/wait.h>
+#include <unistd.h>
+
+namespace selftest {
+namespace {
+
+namespace dp = dmaprobe;
+using dp::Direction;
+using dp::Iova;
+using dp::Segment;
+using dp::Size;
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+// What lab's disk holds (selftests/lab/guest.py, disk_image()): 64-bit words, each the number of
+// its place by this factor.
+constexpr uint64_t disk_factor = 0x9E3779B97F4A7C15;
+constexpr size_t disk_length = 4 << 20;
+
+std::vector<std::byte> disk(size_t from, size_t length) {
+    std::vector<std::byte> bytes(length);
+
+    for (size_t at = 0; at < length; at += 8) {
+        const uint64_t word = (from + at) / 8 * disk_factor;
+
+        std::memcpy(bytes.data() + at, &word, sizeof(word));
+    }
+    return bytes;
+}
+
+class Nvme : public EngineTest {
+protected:
+    std::string why_not(const dp::EngineTraits& traits) const override {
+        return traits.name == "nvme" ? "" : "the device is no NVMe controller";
+    }
+
+    // Another engine for the device: the one there is goes first.
+    void probe(const dp::EngineOptions& options) {
+        engine.reset();
+        auto probed = dp::Engine::probe(*keeper, *access, options);
+        ASSERT_WORKS(probed);
+        engine = std::move(*probed);
+    }
+
+    // Let go of the device, so that another driver can have it.
+    void let_go() {
+        engine.reset();
+        EXPECT_WORKS(access->close());
+        EXPECT_WORKS(session->close());
+        EXPECT_WORKS(keeper->close());
+        EXPECT_OK(s.close());
+    }
+};
+
+// Memory that the device is given, in one of the ways there are.
+enum class Way { single, page, sg, linked, coherent, noncoherent, pages, noncontiguous };
+
+constexpr const char* way_names[] = {"single",   "page",        "sg",    "linked",
+                                     "coherent", "noncoherent", "pages", "noncontiguous"};
+
+struct Target {
+    std::optional<dp::Buffer> buffer;
+    std::optional<dp::Mapping> mapping;
+    std::optional<dp::IovaSpace> space;
+    std::optional<dp::Alloc> alloc;
+    std::vector<Segment> segments;
+
+    std::span<std::byte> bytes() const { return alloc ? alloc->bytes() : buffer->bytes(); }
+    void for_device() const {
+        if (mapping) {
+            EXPECT_WORKS(mapping->sync_for_device());
+        }
+        if (alloc && alloc->kind() != dp::AllocKind::coherent) {
+            EXPECT_WORKS(alloc->sync_for_device());
+        }
+    }
+    void for_cpu() const {
+        if (mapping) {
+            EXPECT_WORKS(mapping->sync_for_cpu());
+        }
+        if (alloc && alloc->kind() != dp::AllocKind::coherent) {
+            EXPECT_WORKS(alloc->sync_for_cpu());
+        }
+    }
+};
+
+class NvmeWays : public Nvme, public testing::WithParamInterface<Way> {
+protected:
+    // Scattered pages, where the way takes them.
+    void make(Target& t, uint64_t length) {
+        const Size all(length);
+        const auto scattered = [&] {
+            auto made = dp::Buffer::scattered(*session, all);
+            ASSERT_WORKS(made);
+            t.buffer.emplace(std::move(*made));
+        };
+        const auto allocate = [&](dp::AllocKind kind) {
+            auto made = dp::Alloc::create(*session, kind, all);
+            ASSERT_WORKS(made);
+            t.alloc.emplace(std::move(*made));
+            t.segments = {{t.alloc->dma_addr(), all}};
+        };
+
+        switch (GetParam()) {
+        case Way::single:
+        case Way::page:
+            t.buffer.emplace(buffer(length));
+            t.mapping.emplace(
+                map(*t.buffer, Direction::bidirectional,
+                    GetParam() == Way::single ? dp::MapKind::single : dp::MapKind::page));
+            t.segments = {{t.mapping->dma_addr(), all}};
+            break;
+        case Way::sg: {
+            ASSERT_NO_FATAL_FAILURE(scattered());
+            std::vector<dp::SgEntry> entries;
+            for (uint64_t at = 0; at < length; at += page_size())
+                entries.push_back({*t.buffer, Size(at), Size(page_size())});
+            auto made = dp::Mapping::map_sg(entries, dp::SgKind::table, Direction::bidirectional);
+            ASSERT_WORKS(made);
+            t.mapping.emplace(std::move(*made));
+            auto segments = t.mapping->segments();
+            ASSERT_WORKS(segments);
+            t.segments = std::move(*segments);
+            break;
+        }
+        case Way::linked: {
+            ASSERT_NO_FATAL_FAILURE(scattered());
+            auto made = dp::IovaSpace::try_alloc(*session, all);
+            ASSERT_WORKS(made);
+            t.space.emplace(std::move(*made));
+            for (uint64_t at = 0; at < length; at += page_size())
+                ASSERT_WORKS(t.space->link(*t.buffer, Size(at), Size(at), Size(page_size()),
+                                           Direction::bidirectional));
+            ASSERT_WORKS(t.space->sync(Size(), all));
+            t.segments = {{t.space->addr(), all}};
+            break;
+        }
+        case Way::coherent:
+            allocate(dp::AllocKind::coherent);
+            break;
+        case Way::noncoherent:
+            allocate(dp::AllocKind::noncoherent);
+            break;
+        case Way::pages:
+            allocate(dp::AllocKind::pages);
+            break;
+        case Way::noncontiguous:
+            // One segment, whatever the device says of the longest; the engine has memory, too.
+            engine.reset();
+            ASSERT_WORKS(session->set_segments({.max_size = Size(length)}));
+            ASSERT_NO_FATAL_FAILURE(probe({}));
+            allocate(dp::AllocKind::noncontiguous);
+            break;
+        }
+    }
+    bool lacks_iova() const { return GetParam() == Way::linked && !no_iova.empty(); }
+};
+
+INSTANTIATE_TEST_SUITE_P(Way, NvmeWays,
+                         testing::Values(Way::single, Way::page, Way::sg, Way::linked,
+                                         Way::coherent, Way::noncoherent, Way::pages,
+                                         Way::noncontiguous),
+                         [](const auto& row) {
+                             return std::string(way_names[static_cast<size_t>(row.param)]);
+                         });
+
+TEST_P(NvmeWays, IdentifyReadCompare) {
+    if (lacks_iova())
+        GTEST_SKIP() << no_iova;
+    constexpr size_t length = 64 << 10;
+    constexpr size_t from = 3 << 20;
+    Target t;
+
+    ASSERT_NO_FATAL_FAILURE(make(t, length));
+    // Identify: the serial number that lab gave it, and nothing behind the 4 KiB.
+    std::ranges::fill(t.bytes(), std::byte{0xee});
+    t.for_device();
+    const std::vector<Segment> first = {{t.segments.front().addr, Size(4096)}};
+    ASSERT_WORKS(engine->identify(first));
+    t.for_cpu();
+    const std::string serial(reinterpret_cast<const char*>(t.bytes().data()) + 4, 20);
+    EXPECT_EQ(serial, "dmaprobe            ");
+    EXPECT_TRUE(
+        same(t.bytes().subspan(4096), std::vector<std::byte>(length - 4096, std::byte{0xee})));
+
+    // Read.
+    ASSERT_WORKS(engine->copy_from_device(t.segments, Size(from)));
+    t.for_cpu();
+    EXPECT_TRUE(same(t.bytes(), disk(from, length)));
+
+    // Compare: the same bytes; with the last one changed; at another place.
+    t.for_device();
+    EXPECT_WORKS(engine->copy_to_device(t.segments, Size(from)));
+    EXPECT_FAILS(engine->copy_to_device(t.segments, Size(from + 512)), EILSEQ);
+    t.bytes()[length - 1] ^= std::byte{1};
+    t.for_device();
+    EXPECT_FAILS(engine->copy_to_device(t.segments, Size(from)), EILSEQ);
+    t.bytes()[length - 1] ^= std::byte{1};
+    t.for_device();
+    EXPECT_WORKS(engine->copy_to_device(t.segments, Size(from)));
+    expect_no_fault();
+}
+
+// As many bytes as one command moves, in pages that lie anywhere: one range of addresses, and each
+// page an address of its own.
+TEST_P(NvmeWays, LongestTransfer) {
+    if (lacks_iova())
+        GTEST_SKIP() << no_iova;
+    const size_t length = std::min<size_t>(engine->traits().max_transfer.value(), disk_length);
+    Target t;
+
+    ASSERT_NO_FATAL_FAILURE(make(t, length));
+    ASSERT_WORKS(engine->copy_from_device(t.segments));
+    t.for_cpu();
+    EXPECT_TRUE(same(t.bytes(), disk(0, length)));
+    EXPECT_FAILS(engine->copy_from_device(t.segments.front().addr, Size(length + 512)), EINVAL);
+    expect_no_fault();
+}
+
+TEST_F(Nvme, Traits) {
+    const dp::EngineTraits& t = engine->traits();
+
+    diagnose(std::format("route {}, by {}, one transfer {} bytes", dp::to_string(access->route()),
+                         dp::to_string(engine->completion()), t.max_transfer.value()));
+    EXPECT_EQ(t.block, Size(512));
+    EXPECT_EQ(t.device_memory, Size(disk_length));
+    EXPECT_EQ(dp::to_string(t.intake), "compares");
+    EXPECT_TRUE(t.emulated);
+    EXPECT_EQ(dp::to_string(engine->completion()),
+              access->route() == dp::Route::vfio ? "interrupt" : "polling");
+}
+
+// Pages that are mapped one by one, in another order than they lie in: a list of PRPs.
+TEST_F(Nvme, PagesAnywhere) {
+    const size_t page = page_size();
+    constexpr size_t n = 16;
+    std::vector<dp::Buffer> pages;
+    std::vector<dp::Mapping> maps;
+    std::vector<Segment> segments;
+
+    for (size_t i = 0; i < n; i++) {
+        pages.push_back(buffer(page));
+        maps.push_back(map(pages.back(), Direction::from_device));
+        segments.push_back({maps.back().dma_addr(), Size(page)});
+    }
+    std::ranges::reverse(segments);
+    // The first begins and the last ends inside its page.
+    segments.front() = {segments.front().addr + Size(1024), Size(page - 1024)};
+    segments.back().length = Size(1024);
+    ASSERT_WORKS(engine->copy_from_device(segments, Size(1 << 20)));
+    const auto want = disk(1 << 20, (n - 1) * page);
+    for (size_t i = 0; i < n; i++) {
+        const dp::Buffer& b = pages[n - 1 - i];
+        ASSERT_WORKS(maps[n - 1 - i].sync_for_cpu());
+        auto expected = std::vector<std::byte>(page);
+        const size_t from = i == 0 ? 0 : i * page - 1024;
+        const size_t length = i == 0 ? page - 1024 : i == n - 1 ? 1024 : page;
+        std::copy_n(want.begin() + static_cast<ptrdiff_t>(from), length,
+                    expected.begin() + (i == 0 ? 1024 : 0));
+        EXPECT_TRUE(same(b.bytes(), expected)) << "page " << i;
+    }
+    expect_no_fault();
+}
+
+TEST_F(Nvme, WrongArguments) {
+    const Iova good(0x1000);
+
+    EXPECT_FAILS(engine->copy_from_device(good, Size(0)), EINVAL);
+    EXPECT_FAILS(engine->copy_from_device(good, Size(511)), EINVAL);
+    EXPECT_FAILS(engine->copy_from_device(good + Size(2), Size(512)), EINVAL);
+    EXPECT_FAILS(engine->copy_from_device(good, Size(512), Size(256)), EINVAL);
+    EXPECT_FAILS(engine->copy_from_device(good, Size(512), Size(disk_length)), EINVAL);
+    EXPECT_FAILS(engine->copy_from_device(good, Size(1024), Size(disk_length - 512)), EINVAL);
+    EXPECT_FAILS(engine->copy_from_device(Iova::max(), Size(512)), EINVAL);
+    EXPECT_FAILS(engine->copy_from_device(
+                     std::vector<Segment>{{good, Size(512)}, {good + Size(512), Size(512)}}),
+                 EINVAL);
+    EXPECT_FAILS(engine->identify(std::vector<Segment>{{good, Size(512)}}), EINVAL);
+    EXPECT_FAILS(engine->copy(good, good + Size(4096), Size(512)), EOPNOTSUPP);
+    expect_no_fault();
+}
+
+TEST_F(Nvme, ReadIntoWhatMayNotBeWritten) {
+    NEEDS_IOMMU();
+    NEEDS_FAULTS();
+    const Faults one(1);
+    dp::Buffer b = buffer(page_size());
+    dp::Mapping m = map(b, Direction::to_device);
+    const auto bytes = pattern(page_size(), 5);
+
+    put(b.bytes(), bytes);
+    ASSERT_WORKS(m.sync_for_device());
+    std::ignore = engine->copy_from_device(m.dma_addr(), Size(512));
+    expect_fault(m.dma_addr(), dp::FaultAccess::write);
+    EXPECT_TRUE(same(b.bytes(), bytes)) << "the device wrote";
+}
+
+TEST_F(Nvme, DmaAfterUnmap) {
+    NEEDS_IOMMU();
+    NEEDS_FAULTS();
+    const Faults one(1);
+    dp::Buffer b = buffer(page_size());
+    dp::Mapping m = map(b, Direction::bidirectional);
+    const auto bytes = pattern(page_size(), 6);
+    const Iova at = m.dma_addr();
+
+    ASSERT_WORKS(engine->copy_from_device(at, Size(512)));
+    ASSERT_WORKS(m.unmap());
+    EXPECT_TRUE(same(b.bytes().first(512), disk(0, 512)));
+    put(b.bytes(), bytes);
+    std::ignore = engine->copy_from_device(at, Size(512));
+    expect_fault(at, dp::FaultAccess::write);
+    EXPECT_TRUE(same(b.bytes(), bytes)) << "the device wrote after the unmap";
+}
+
+// A controller that cannot read its commands says so by a fatal status, as QEMU's does, or says
+// nothing; either way nothing more is tried until a reset.
+TEST_F(Nvme, FatalStatusAndReset) {
+    dp::Buffer b = buffer(page_size());
+    dp::Mapping m = map(b, Direction::bidirectional);
+    const auto command = access->read_config16(PCI_COMMAND);
+
+    ASSERT_WORKS(command);
+    ASSERT_WORKS(
+        access->write_config16(PCI_COMMAND, static_cast<uint16_t>(*command & ~PCI_COMMAND_MASTER)));
+    engine->set_deadline(milliseconds(200));
+    const auto failed = engine->copy_from_device(m.dma_addr(), Size(512));
+    ASSERT_FALSE(failed);
+    EXPECT_TRUE(failed.error().code == EIO || failed.error().code == ETIMEDOUT)
+        << failed.error().message();
+    EXPECT_FAILS(engine->copy_from_device(m.dma_addr(), Size(512)), EIO);
+    EXPECT_FAILS(engine->identify(std::vector<Segment>{{m.dma_addr(), Size(4096)}}), EIO);
+    ASSERT_WORKS(access->write_config16(PCI_COMMAND, *command));
+    engine->set_deadline(seconds(2));
+    EXPECT_FAILS(engine->copy_from_device(m.dma_addr(), Size(512)), EIO);
+    ASSERT_WORKS(engine->reset());
+    ASSERT_WORKS(engine->copy_from_device(m.dma_addr(), Size(512)));
+    ASSERT_WORKS(m.sync_for_cpu());
+    EXPECT_TRUE(same(b.bytes().first(512), disk(0, 512)));
+}
+
+// The function is reset under the engine: it says that, and recovers.
+TEST_F(Nvme, FunctionResetUnderTheEngine) {
+    dp::Buffer b = buffer(page_size());
+    dp::Mapping m = map(b, Direction::bidirectional);
+    const auto done = access->reset();
+
+    if (!done && done.error().code == EOPNOTSUPP)
+        GTEST_SKIP() << done.error().message();
+    ASSERT_WORKS(done);
+    engine->set_deadline(milliseconds(200));
+    EXPECT_FAILS(engine->copy_from_device(m.dma_addr(), Size(512)), ETIMEDOUT);
+    engine->set_deadline(seconds(2));
+    if (engine->completion() == dp::Completion::interrupt) {
+        // VFIO's reset leaves the vectors as they are for the program, so a new engine is made.
+        ASSERT_NO_FATAL_FAILURE(probe({}));
+    } else {
+        ASSERT_WORKS(engine->reset());
+    }
+    ASSERT_WORKS(engine->copy_from_device(m.dma_addr(), Size(512)));
+    ASSERT_WORKS(m.sync_for_cpu());
+    EXPECT_TRUE(same(b.bytes().first(512), disk(0, 512)));
+}
+
+// Each command has its interrupt, and none is lost.
+TEST_F(Nvme, TenThousandInterrupts) {
+    if (access->route() != dp::Route::vfio)
+        GTEST_SKIP() << "interrupts come by VFIO only: " << access->why();
+    dp::Buffer b = buffer(page_size());
+    dp::Mapping m = map(b, Direction::bidirectional);
+
+    ASSERT_NO_FATAL_FAILURE(probe({.completion = dp::Completion::interrupt}));
+    for (int i = 0; i < 10000; i++)
+        ASSERT_WORKS(engine->copy_from_device(m.dma_addr(), Size(512),
+                                              Size(static_cast<uint64_t>(i % 8192) * 512)))
+            << "command " << i;
+    ASSERT_WORKS(m.sync_for_cpu());
+    EXPECT_TRUE(same(b.bytes().first(512), disk(size_t{9999 % 8192} * 512, 512)));
+    // The same without.
+    ASSERT_NO_FATAL_FAILURE(probe({.completion = dp::Completion::polling}));
+    EXPECT_EQ(dp::to_string(engine->completion()), "polling");
+    for (int i = 0; i < 100; i++)
+        ASSERT_WORKS(engine->copy_from_device(m.dma_addr(), Size(512))) << "command " << i;
+}
+
+TEST_F(Nvme, InterruptsAskedForInVain) {
+    if (access->route() == dp::Route::vfio)
+        GTEST_SKIP() << "there are interrupts by VFIO";
+    engine.reset();
+    EXPECT_FAILS(dp::Engine::probe(*keeper, *access, {.completion = dp::Completion::interrupt}),
+                 EOPNOTSUPP);
+}
+
+// A process dies with the controller running; the next one finds it usable.
+TEST_F(Nvme, KilledProcess) {
+    engine.reset();
+    EXPECT_WORKS(access->close());
+    int ready[2];
+    ASSERT_EQ(pipe2(ready, O_CLOEXEC), 0);
+    const Fd in(ready[0]);
+    Fd out(ready[1]);
+    const pid_t child = fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+        auto mine = dp::Session::open(bdf);
+        auto reached = mine ? dp::DeviceAccess::open(*mine)
+                            : dp::Result<dp::DeviceAccess>(std::unexpected(mine.error()));
+        auto probed =
+            reached ? dp::Engine::probe(*mine, *reached)
+                    : dp::Result<std::unique_ptr<dp::Engine>>(std::unexpected(reached.error()));
+        const char told = probed ? 'y' : 'n';
+        std::ignore = write(out.get(), &told, 1);
+        for (;;)
+            pause();
+    }
+    EXPECT_EQ(out.close(), 0);
+    char told = 0;
+    EXPECT_EQ(read(in.get(), &told, 1), 1);
+    EXPECT_EQ(told, 'y');
+    kill(child, SIGKILL);
+    int status = 0;
+    ASSERT_TRUE(wait_for_child(child, seconds(20), status));
+    auto reached = dp::DeviceAccess::open(*keeper);
+    ASSERT_WORKS(reached);
+    access.emplace(std::move(*reached));
+    ASSERT_NO_FATAL_FAILURE(probe({}));
+    dp::Buffer b = buffer(page_size());
+    dp::Mapping m = map(b, Direction::bidirectional);
+    ASSERT_WORKS(engine->copy_from_device(m.dma_addr(), Size(512)));
+    ASSERT_WORKS(m.sync_for_cpu());
+    EXPECT_TRUE(same(b.bytes().first(512), disk(0, 512)));
+}
+
+// Blocks that may be written to are all that there is, and the others stay.
+TEST_F(Nvme, AllowWrite) {
+    constexpr uint64_t first = 100;
+    constexpr uint64_t count = 16;
+    dp::Buffer b = buffer(4 * page_size());
+    dp::Mapping m = map(b, Direction::bidirectional);
+    const auto bytes = pattern(count * 512, 40);
+    const auto read_all = [&](std::span<const std::byte> want) {
+        ASSERT_NO_FATAL_FAILURE(probe({}));
+        ASSERT_WORKS(engine->copy_from_device(m.dma_addr(), Size((count + 2) * 512),
+                                              Size((first - 1) * 512)));
+        ASSERT_WORKS(m.sync_for_cpu());
+        EXPECT_TRUE(same(b.bytes().first(512), disk((first - 1) * 512, 512)));
+        EXPECT_TRUE(same(b.bytes().subspan(512, count * 512), want));
+        EXPECT_TRUE(
+            same(b.bytes().subspan((count + 1) * 512, 512), disk((first + count) * 512, 512)));
+    };
+
+    engine.reset();
+    for (const dp::BlockRange bad : {dp::BlockRange{0, 0}, dp::BlockRange{8191, 2},
+                                     dp::BlockRange{8192, 1}, dp::BlockRange{1, ~uint64_t{0}}})
+        EXPECT_FAILS(dp::Engine::probe(*keeper, *access, {.allow_write = bad}), EINVAL);
+    ASSERT_NO_FATAL_FAILURE(probe({.allow_write = dp::BlockRange{first, count}}));
+    EXPECT_EQ(dp::to_string(engine->traits().intake), "stores");
+    EXPECT_EQ(engine->traits().device_memory, Size(count * 512));
+    put(b.bytes(), bytes);
+    ASSERT_WORKS(m.sync_for_device());
+    EXPECT_FAILS(engine->copy_to_device(m.dma_addr(), Size(512), Size(count * 512)), EINVAL);
+    EXPECT_FAILS(engine->copy_to_device(m.dma_addr(), Size((count + 1) * 512)), EINVAL);
+    ASSERT_WORKS(engine->copy_to_device(m.dma_addr(), Size(count * 512)));
+    ASSERT_NO_FATAL_FAILURE(read_all(bytes));
+    ASSERT_NO_FATAL_FAILURE(probe({.allow_write = dp::BlockRange{first, count}}));
+    put(b.bytes(), disk(first * 512, count * 512));
+    ASSERT_WORKS(m.sync_for_device());
+    ASSERT_WORKS(engine->copy_to_device(m.dma_addr(), Size(count * 512)));
+    ASSERT_NO_FATAL_FAILURE(read_all(disk(first * 512, count * 512)));
+}
+
+// The disk's own driver takes the controller as dmaprobe leaves it, and finds on the disk what
+// was there.
+TEST_F(Nvme, OwnDriverAfterwards) {
+    const KeepDriver keep(bdf);
+    dp::Buffer b = buffer(page_size());
+    dp::Mapping m = map(b, Direction::bidirectional);
+
+    ASSERT_WORKS(engine->copy_from_device(m.dma_addr(), Size(512)));
+    EXPECT_WORKS(m.unmap());
+    EXPECT_WORKS(b.close());
+    let_go();
+    if (run({"modprobe", "nvme"}).code != 0 && !exists("/sys/bus/pci/drivers/nvme"))
+        GTEST_SKIP() << "there is no nvme driver here";
+    ASSERT_OK(unbind_driver(bdf));
+    ASSERT_OK(write_text(pci_path(bdf) + "/driver_override", "\n"));
+    ASSERT_OK(probe_driver(bdf));
+    ASSERT_EQ(driver_of(bdf), "nvme");
+    std::string node;
+    ASSERT_TRUE(wait_for(
+        [&] {
+            std::error_code none;
+            for (const auto& entry : std::filesystem::directory_iterator("/sys/block", none))
+                if (entry.path().filename().string().starts_with("nvme"))
+                    node = "/dev/" + entry.path().filename().string();
+            return !node.empty() && exists(node);
+        },
+        seconds(30)))
+        << "no disk appeared";
+    std::ifstream in(node, std::ios::binary);
+    std::vector<std::byte> got(disk_length);
+    in.read(reinterpret_cast<char*>(got.data()), static_cast<std::streamsize>(got.size()));
+    EXPECT_EQ(in.gcount(), static_cast<std::streamsize>(disk_length));
+    EXPECT_TRUE(same(got, disk(0, disk_length)));
+}
+
+} // namespace
+} // namespace selftest
