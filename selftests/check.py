@@ -41,12 +41,14 @@ LEAST_COVERAGE = 90
 # have no use for another.
 HOSTILE = ("*Races*:*Reset*:Fuzz*:*Unplug*:Limits*:Numbers*:*Permissions*:*Vfio*:SharedGroup*:"
            "*FailNth*")
-ONCE = f"-Tool*:*Engine*:{HOSTILE}"
-TRANSPORTS = {"ioctl": "*", "ring": ONCE, "run": ONCE}
+# Tests of engines for other devices than edu.
+NVME, TESTDEV = "*Nvme*", "Testdev*"
+ONCE = f"-Tool*:*Engine*:{NVME}:{TESTDEV}:{HOSTILE}"
+TRANSPORTS = {"ioctl": f"-{NVME}:{TESTDEV}", "ring": ONCE, "run": ONCE}
 
 # What runs with other domains and IOMMUs: what may depend on them. Not the contract
 # of the ABI, nor the ways by which calls come.
-ELSEWHERE = f"-{HOSTILE}:*Stuck*:Abi*:Ring*:Run*:Calls*"
+ELSEWHERE = f"-{HOSTILE}:*Stuck*:Abi*:Ring*:Run*:Calls*:{NVME}:{TESTDEV}"
 
 
 @dataclasses.dataclass
@@ -456,7 +458,6 @@ class Suite:
     options: Sequence[str]
     build: tuple[str, ...]
     longer: bool = False
-    named: bool = False  # runs only when it is asked for by its name
     transports: Sequence[str] = ("ioctl",)
     only: str = ""  # a filter of GoogleTest
     deadline: int = 1500  # of the guest, in seconds
@@ -470,16 +471,17 @@ GUEST = ("BUILD=build/lab", "STATIC=1", "build/lab/bin/dmaprobe",
 # In the order in which they start: the longest first. The longer suites run only
 # when they are asked for.
 SUITES = {
-    "debug": Suite(in_guest, ["--kernel", "debug"], GUEST, named=True, deadline=3000,
+    "debug": Suite(in_guest, ["--kernel", "debug"], GUEST, longer=True, deadline=3000,
                    coverage=COVERAGE / "debug.json"),
-    "debug-amdvi": Suite(in_guest, ["--kernel", "debug", "--iommu", "amdvi"], GUEST, named=True,
+    "debug-amdvi": Suite(in_guest, ["--kernel", "debug", "--iommu", "amdvi"], GUEST, longer=True,
                          deadline=3000, coverage=COVERAGE / "debug-amdvi.json"),
-    "fuzz": Suite(in_guest, ["--kernel", "debug"], GUEST, named=True, only="Fuzz.*",
+    "fuzz": Suite(in_guest, ["--kernel", "debug"], GUEST, longer=True, only="Fuzz.*",
                   deadline=3000, environment="DMAPROBE_FUZZ_CALLS=100000",
                   coverage=COVERAGE / "fuzz.json"),
     "stock": Suite(in_guest, ["--kernel", "stock"], GUEST),
     "stable": Suite(in_guest, ["--kernel", "stable"], GUEST),
     "vfio": Suite(in_guest, ["--kernel", "vfio"], GUEST),
+    "nvme": Suite(in_guest, ["--kernel", "vfio", "--device", "nvme"], GUEST, only=NVME),
     "lab": Suite(the_lab, ["--kernel", "vfio"], GUEST),
     "unit": Suite(unit, [], (
         f"BUILD={SANITIZED}", "SAN=1", f"{SANITIZED}/selftests/dmaprobe-unittest")),
@@ -490,6 +492,10 @@ SUITES = {
                       only=ELSEWHERE),
     "virtio": Suite(in_guest, ["--kernel", "vfio", "--iommu", "virtio"], GUEST, longer=True,
                     only=ELSEWHERE),
+    "nvme-sysfs": Suite(in_guest, ["--kernel", "stock", "--device", "nvme"], GUEST, longer=True,
+                        only=NVME),
+    "testdev": Suite(in_guest, ["--kernel", "stock", "--device", "testdev"], GUEST, longer=True,
+                     only=TESTDEV),
     "swiotlb": Suite(in_guest, ["--kernel", "stock", "--domain", "identity",
                                 "--append", "swiotlb=force"], GUEST, longer=True,
                      only="*Sg*:Segment*:*Attributes*:*Mapping*:Bars*:Resource*-*Engine*"),
@@ -595,8 +601,8 @@ def main() -> int:
     options.add_argument("--junit", type=Path, metavar="FILE", help="also write JUnit's XML")
     chosen = options.parse_args()
     names = [name for name, suite in SUITES.items()
-             if name in (chosen.suite or []) or not suite.named and (
-                 chosen.all or not chosen.suite and suite.longer == chosen.longer)]
+             if name in (chosen.suite or []) or chosen.all
+             or not chosen.suite and suite.longer == chosen.longer]
     tells_coverage = any(SUITES[name].coverage for name in names)
 
     reports: dict[str, Report] = {}
