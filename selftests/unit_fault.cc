@@ -106,6 +106,14 @@ TEST(Fault, AmdViAsQemuTellsIt) {
     EXPECT_FALSE(f->iova);
     EXPECT_EQ(f->access, FaultAccess::unknown);
     EXPECT_TRUE(f->is_from({0, 1, 0, 0})) << "whoever it was";
+
+    // Of a device on the first bus.
+    const auto named = parse_fault("dmaprobe 0000:00:07.0: AMD-Vi: Event logged [IO_PAGE_FAULT "
+                                   "domain=0x0000 address=0x0 flags=0x000a]");
+    ASSERT_TRUE(named);
+    EXPECT_EQ(named->bdf, (Bdf{0, 0, 7, 0}));
+    EXPECT_FALSE(named->iova);
+    EXPECT_EQ(named->access, FaultAccess::unknown);
 }
 
 TEST(Fault, VirtioIommu) {

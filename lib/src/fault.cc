@@ -163,6 +163,12 @@ bool parse_amdvi(std::string_view text, Fault& fault) {
         fault.reason = "IO_PAGE_FAULT; device and address were not told";
         return true;
     }
+    // QEMU again, of a device on the first bus.
+    if (*addr == 0 && (*flags & flag_interrupt) != 0) {
+        fault.bdf = *bdf;
+        fault.reason = "IO_PAGE_FAULT; the address was not told";
+        return true;
+    }
     if ((*flags & flag_interrupt) != 0)
         return false;
     fault.bdf = *bdf;

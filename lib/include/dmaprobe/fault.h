@@ -48,7 +48,8 @@ struct Fault {
 /// Known, by the kernel's drivers/iommu:
 /// - VT-d (intel/dmar.c), with and without the PCI domain, with and without PASID;
 /// - AMD-Vi (amd/iommu.c). QEMU 11.1 emulates it so that Linux is told of each fault that it came
-///   from 00:00.0 at address 0: such a one has no device, no IOVA and no access;
+///   from 00:00.0, or the device on the first bus that it was, at address 0: such a one has no IOVA
+///   and no access, and no device or that one;
 /// - SMMUv3 (arm/arm-smmu-v3/arm-smmu-v3.c), which tells an event in five records. It knows the
 ///   device by its StreamID, whose low 16 bits are taken for the requester id;
 /// - virtio-iommu (virtio-iommu.c), which knows the endpoint's number: on a PCI bus the requester
