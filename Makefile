@@ -13,6 +13,7 @@
 #
 # Variables: BUILD (where to build), KDIR (kernel to build the module for),
 # V=1 (show commands), STATIC=1 (static programs), SAN=1 (ASan and UBSan),
+# CROSS_COMPILE=aarch64-linux-gnu- with ARCH=arm64 (for another CPU),
 # GCOV=1 (the module counts its lines, for a kernel with GCOV_KERNEL and KCOV),
 # DESTDIR, PREFIX (install).
 
@@ -23,6 +24,10 @@ LAB	:= selftests/lab/lab
 VERSION	:= 0.1.0
 
 CXX	?= g++
+ifdef CROSS_COMPILE
+CXX	:= $(CROSS_COMPILE)g++
+AR	:= $(CROSS_COMPILE)ar
+endif
 CPPFLAGS += -Ilib/include -Iuapi -MMD -MP -DDMAPROBE_VERSION_STRING='"$(VERSION)"'
 CXXFLAGS ?= -O2 -g
 CXXFLAGS += -std=c++23 -Wall -Wextra -Wconversion -Wshadow -Werror
@@ -58,8 +63,10 @@ $(BUILD)/obj/%.pic.o: %.cc
 # What runs in the lab's guest, and what is installed on a machine.
 .PHONY: user user-install
 user: $(BUILD)/lib/headers.ok $(BUILD)/bin/dmaprobe \
-	$(BUILD)/selftests/dmaprobe-selftest $(BUILD)/selftests/dmaprobe-unittest
-user-install: $(BUILD)/lib/libdmaprobe.a $(BUILD)/lib/libdmaprobe.so.0 $(BUILD)/bin/dmaprobe
+	$(BUILD)/selftests/dmaprobe-selftest $(BUILD)/selftests/dmaprobe-unittest \
+	$(BUILD)/selftests/dmaprobe-conformance
+user-install: $(BUILD)/lib/libdmaprobe.a $(BUILD)/lib/libdmaprobe.so.0 $(BUILD)/bin/dmaprobe \
+	$(BUILD)/selftests/dmaprobe-conformance
 
 # The module is built in a tree of links, so that one checkout serves several
 # kernels and stays clean.
@@ -81,6 +88,8 @@ install: all
 		$(DESTDIR)$(PREFIX)/include/dmaprobe $(DESTDIR)$(PREFIX)/include/linux \
 		$(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 755 $(BUILD)/bin/dmaprobe $(DESTDIR)$(PREFIX)/bin/
+	install -D -m 755 $(BUILD)/selftests/dmaprobe-conformance \
+		$(DESTDIR)$(PREFIX)/libexec/dmaprobe/dmaprobe-conformance
 	install -m 644 $(BUILD)/lib/libdmaprobe.a $(BUILD)/lib/libdmaprobe.so.0 $(DESTDIR)$(PREFIX)/lib/
 	ln -sf libdmaprobe.so.0 $(DESTDIR)$(PREFIX)/lib/libdmaprobe.so
 	install -m 644 lib/include/dmaprobe/*.h $(DESTDIR)$(PREFIX)/include/dmaprobe/

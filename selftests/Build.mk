@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # The test programs: dmaprobe-selftest wants the module and a device,
-# dmaprobe-unittest runs anywhere.
+# dmaprobe-unittest runs anywhere. dmaprobe-conformance tests the platform; the
+# tool runs it ("dmaprobe check").
 
 SELFTEST_SRCS := \
 	selftests/abi.cc \
@@ -34,6 +35,7 @@ SELFTEST_SRCS := \
 	selftests/sg.cc \
 	selftests/stuck.cc \
 	selftests/system.cc \
+	selftests/target.cc \
 	selftests/testdev.cc \
 	selftests/tool.cc \
 	selftests/unplug.cc \
@@ -53,6 +55,16 @@ UNITTEST_SRCS := \
 	selftests/unit_types.cc \
 	selftests/uring.cc
 
+CONFORMANCE_SRCS := \
+	selftests/conformance/check.cc \
+	selftests/conformance/device.cc \
+	selftests/fixture.cc \
+	selftests/ktap.cc \
+	selftests/main.cc \
+	selftests/system.cc \
+	selftests/target.cc \
+	selftests/uring.cc
+
 # Half of what a check from nothing takes is to compile the tests. What they cost matters
 # only where costs are measured.
 $(BUILD)/obj/selftests/%.o: CXXFLAGS += -O0
@@ -64,6 +76,11 @@ $(BUILD)/obj/selftests/calls.o: Documentation/api-calls.csv uapi/linux/dmaprobe.
 LINK_TESTS = $(CXX) $(CXXFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(LIB_LIBS) -lgmock -lgtest -pthread
 
 $(BUILD)/selftests/dmaprobe-selftest: $(SELFTEST_SRCS:%.cc=$(BUILD)/obj/%.o) $(BUILD)/lib/libdmaprobe.a
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)$(LINK_TESTS)
+
+$(BUILD)/selftests/dmaprobe-conformance: $(CONFORMANCE_SRCS:%.cc=$(BUILD)/obj/%.o) $(BUILD)/lib/libdmaprobe.a
 	$(call say,LD,$@)
 	@mkdir -p $(@D)
 	$(Q)$(LINK_TESTS)

@@ -9,6 +9,7 @@ before its plan, or nothing ran.
 
 import argparse
 import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -156,6 +157,7 @@ def parse_passes(text: str, code: int, transports: Sequence[str]) -> Report:
 
 # What of the tool's documents is held against its schema, in each guest.
 DOCUMENTS = {"info": "info --json $DMAPROBE_BDF",
+             "check": "check --json --only 'Data.BothWays/page' --only 'Window.*' $DMAPROBE_BDF",
              "bench": "bench dispatch --json --rounds 128 --repeat 1 $DMAPROBE_BDF"}
 
 
@@ -202,6 +204,31 @@ def costs(suite: "Suite") -> Report:
     report = parse_ktap(out, code, "cost")
     if code:
         report.notes += err
+    return report
+
+
+def matrix(suite: "Suite") -> Report:
+    """Cells of `lab matrix`: the checks of the platform."""
+    report = Report()
+    code, out, err = call([*LAB, "matrix", "--json", *suite.options], suite.deadline)
+    try:
+        cells = json.loads(out)["cells"]
+    except (ValueError, KeyError):
+        report.fail("matrix.document", f"exit code {code}\n{err}")
+        return report
+    for cell in cells:
+        for device, document in cell["documents"].items():
+            for one in document["checks"]:
+                status = {"not ok": "failed", "skip": "skipped"}.get(one["verdict"], "passed")
+                said = [f"quirk: {one['quirk']}"] if one["quirk"] else []
+                if status == "failed":
+                    said += (one["reason"] or "").splitlines()
+                report.results.append(Result(f"{cell['name']}: {device}: {one['name']}", status,
+                                             one["reason"] or "", said))
+        if cell["trouble"]:
+            report.fail(f"{cell['name']}: cell", cell["trouble"])
+    if code and not any(result.status == "failed" for result in report.results):
+        report.fail("matrix.exit", f"no check failed, but the exit code is {code}\n{err}")
     return report
 
 
@@ -353,10 +380,22 @@ def lab_unplugs_and_plugs() -> None:
         expect(text in err, (text, err))
 
 
+def checks_see_stale_translations() -> None:
+    """A lazy domain that is taken for a strict one: what should be gone is not, and that shows."""
+    code, out, err = call([*LAB, "run", "--domain", "lazy", "--device", "testdev", "--", "env",
+                           "DMAPROBE_EXPECT_STRICT=1", "dmaprobe", "check",
+                           "--only", "After.ItIsTaken/page", "--only", "Unlink.OfAPart"], 200)
+    expect(code == 1, (code, out, err))
+    expect("\nnot ok 1 After.ItIsTaken/page\n" in out, out)
+    expect("the device wrote to memory that is no more its own" in out, out)
+    # dma_iova_unlink() invalidates at once there as well.
+    expect("\nok 2 Unlink.OfAPart\n" in out, out)
+
+
 def lab_refuses_unknown_values() -> None:
     """Values that lab does not know are refused, with those it does know."""
     for option, known in (("--kernel", "vfio"), ("--iommu", "vtd"), ("--domain", "strict"),
-                          ("--device", "edu")):
+                          ("--device", "edu"), ("--arch", "arm64")):
         code, _, err = lab_run(option, "fancy", "--", "true")
         expect(code == 2 and "fancy" in err and known in err, (option, code, err))
 
@@ -447,7 +486,8 @@ def the_lab(_: "Suite") -> Report:
         lab_kernel_report_fails_a_run, lab_reads_the_checkers_verdicts,
         lab_kernel_panic_fails_a_run,
         lab_boots_a_stalled_guest_once_more, lab_boots_once_more_at_most,
-        lab_never_repeats_what_has_begun, lab_unplugs_and_plugs, lab_icount_repeats])
+        lab_never_repeats_what_has_begun, lab_unplugs_and_plugs, lab_icount_repeats,
+        checks_see_stale_translations])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -466,7 +506,10 @@ class Suite:
 
 
 GUEST = ("BUILD=build/lab", "STATIC=1", "build/lab/bin/dmaprobe",
-         "build/lab/selftests/dmaprobe-selftest")
+         "build/lab/selftests/dmaprobe-selftest", "build/lab/selftests/dmaprobe-conformance")
+ARM64 = ("BUILD=build/lab-arm64", "STATIC=1", *guest.ARCHS["arm64"].make,
+         "build/lab-arm64/bin/dmaprobe", "build/lab-arm64/selftests/dmaprobe-selftest",
+         "build/lab-arm64/selftests/dmaprobe-conformance")
 
 # In the order in which they start: the longest first. The longer suites run only
 # when they are asked for.
@@ -481,6 +524,10 @@ SUITES = {
     "stock": Suite(in_guest, ["--kernel", "stock"], GUEST),
     "stable": Suite(in_guest, ["--kernel", "stable"], GUEST),
     "vfio": Suite(in_guest, ["--kernel", "vfio"], GUEST),
+    # A cross-section of the matrix.
+    "cell-x86": Suite(matrix, ["--kernel", "vfio", "--iommu", "vtd", "--device", "nvme"], GUEST),
+    "cell-arm64": Suite(matrix, ["--iommu", "smmuv3", "--domain", "strict", "--device", "nvme"],
+                        ARM64),
     "nvme": Suite(in_guest, ["--kernel", "vfio", "--device", "nvme"], GUEST, only=NVME),
     "lab": Suite(the_lab, ["--kernel", "vfio"], GUEST),
     "unit": Suite(unit, [], (
@@ -516,7 +563,9 @@ def build(names: list[str]) -> str:
         code, out, err = call(["make", "-s", f"-j{os.cpu_count() or 1}", *goal], 1800)
         if code:
             return f"make {' '.join(goal)}\n{out}{err}"
-    booted = dict.fromkeys(SUITES[name].options[1] for name in names if SUITES[name].options)
+    booted = dict.fromkeys(word for name in names for before, word in
+                           zip(SUITES[name].options, SUITES[name].options[1:])
+                           if before == "--kernel")
     if booted:
         arguments = [f"--kernel={name}" for name in booted]
         if subprocess.run([*LAB, "setup", *arguments], check=False).returncode:

@@ -425,7 +425,8 @@ std::string Raw::no_faults() const {
     const dmaprobe_domain d = domain();
     const std::string driver = static_cast<const char*>(d.driver);
 
-    if (driver == "intel-iommu" || driver == "amd-iommu" || driver == "virtio_iommu")
+    if (driver == "intel-iommu" || driver == "amd-iommu" || driver == "virtio_iommu" ||
+        driver == "arm-smmu-v3")
         return "";
     return "the library cannot read the faults of " + driver + " yet";
 }

@@ -7,9 +7,7 @@
 #include "ktap.h"
 #include "result.h"
 #include "system.h"
-
-#include <dmaprobe/alloc.h>
-#include <dmaprobe/iova.h>
+#include "target.h"
 
 #include <linux/pci_regs.h>
 
@@ -74,168 +72,72 @@ protected:
     }
 };
 
-// Memory that the device is given, in one of the ways there are.
-enum class Way { single, page, sg, linked, coherent, noncoherent, pages, noncontiguous };
-
-constexpr const char* way_names[] = {"single",   "page",        "sg",    "linked",
-                                     "coherent", "noncoherent", "pages", "noncontiguous"};
-
-struct Target {
-    std::optional<dp::Buffer> buffer;
-    std::optional<dp::Mapping> mapping;
-    std::optional<dp::IovaSpace> space;
-    std::optional<dp::Alloc> alloc;
-    std::vector<Segment> segments;
-
-    std::span<std::byte> bytes() const { return alloc ? alloc->bytes() : buffer->bytes(); }
-    void for_device() const {
-        if (mapping) {
-            EXPECT_WORKS(mapping->sync_for_device());
-        }
-        if (alloc && alloc->kind() != dp::AllocKind::coherent) {
-            EXPECT_WORKS(alloc->sync_for_device());
-        }
-    }
-    void for_cpu() const {
-        if (mapping) {
-            EXPECT_WORKS(mapping->sync_for_cpu());
-        }
-        if (alloc && alloc->kind() != dp::AllocKind::coherent) {
-            EXPECT_WORKS(alloc->sync_for_cpu());
-        }
-    }
-};
-
 class NvmeWays : public Nvme, public testing::WithParamInterface<Way> {
 protected:
-    // Scattered pages, where the way takes them.
-    void make(Target& t, uint64_t length) {
-        const Size all(length);
-        const auto scattered = [&] {
-            auto made = dp::Buffer::scattered(*session, all);
-            ASSERT_WORKS(made);
-            t.buffer.emplace(std::move(*made));
-        };
-        const auto allocate = [&](dp::AllocKind kind) {
-            auto made = dp::Alloc::create(*session, kind, all);
-            ASSERT_WORKS(made);
-            t.alloc.emplace(std::move(*made));
-            t.segments = {{t.alloc->dma_addr(), all}};
-        };
-
-        switch (GetParam()) {
-        case Way::single:
-        case Way::page:
-            t.buffer.emplace(buffer(length));
-            t.mapping.emplace(
-                map(*t.buffer, Direction::bidirectional,
-                    GetParam() == Way::single ? dp::MapKind::single : dp::MapKind::page));
-            t.segments = {{t.mapping->dma_addr(), all}};
-            break;
-        case Way::sg: {
-            ASSERT_NO_FATAL_FAILURE(scattered());
-            std::vector<dp::SgEntry> entries;
-            for (uint64_t at = 0; at < length; at += page_size())
-                entries.push_back({*t.buffer, Size(at), Size(page_size())});
-            auto made = dp::Mapping::map_sg(entries, dp::SgKind::table, Direction::bidirectional);
-            ASSERT_WORKS(made);
-            t.mapping.emplace(std::move(*made));
-            auto segments = t.mapping->segments();
-            ASSERT_WORKS(segments);
-            t.segments = std::move(*segments);
-            break;
-        }
-        case Way::linked: {
-            ASSERT_NO_FATAL_FAILURE(scattered());
-            auto made = dp::IovaSpace::try_alloc(*session, all);
-            ASSERT_WORKS(made);
-            t.space.emplace(std::move(*made));
-            for (uint64_t at = 0; at < length; at += page_size())
-                ASSERT_WORKS(t.space->link(*t.buffer, Size(at), Size(at), Size(page_size()),
-                                           Direction::bidirectional));
-            ASSERT_WORKS(t.space->sync(Size(), all));
-            t.segments = {{t.space->addr(), all}};
-            break;
-        }
-        case Way::coherent:
-            allocate(dp::AllocKind::coherent);
-            break;
-        case Way::noncoherent:
-            allocate(dp::AllocKind::noncoherent);
-            break;
-        case Way::pages:
-            allocate(dp::AllocKind::pages);
-            break;
-        case Way::noncontiguous:
-            // One segment, whatever the device says of the longest; the engine has memory, too.
-            engine.reset();
-            ASSERT_WORKS(session->set_segments({.max_size = Size(length)}));
-            ASSERT_NO_FATAL_FAILURE(probe({}));
-            allocate(dp::AllocKind::noncontiguous);
-            break;
-        }
+    void SetUp() override {
+        Nvme::SetUp();
+        if (IsSkipped() || HasFatalFailure())
+            return;
+        if (const auto why = s.missing(call_of(GetParam())))
+            GTEST_SKIP() << *why;
+        if (GetParam() == Way::linked && !no_iova.empty())
+            GTEST_SKIP() << no_iova;
     }
-    bool lacks_iova() const { return GetParam() == Way::linked && !no_iova.empty(); }
+
+    static void expect_holds(const Target& t, std::span<const std::byte> want) {
+        const auto got = t.get(0, want.size());
+
+        ASSERT_WORKS(got);
+        EXPECT_TRUE(same(*got, want));
+    }
 };
 
-INSTANTIATE_TEST_SUITE_P(Way, NvmeWays,
-                         testing::Values(Way::single, Way::page, Way::sg, Way::linked,
-                                         Way::coherent, Way::noncoherent, Way::pages,
-                                         Way::noncontiguous),
-                         [](const auto& row) {
-                             return std::string(way_names[static_cast<size_t>(row.param)]);
-                         });
+INSTANTIATE_TEST_SUITE_P(Way, NvmeWays, testing::ValuesIn(all_ways),
+                         [](const auto& row) { return std::string(to_string(row.param)); });
 
 TEST_P(NvmeWays, IdentifyReadCompare) {
-    if (lacks_iova())
-        GTEST_SKIP() << no_iova;
-    constexpr size_t length = 64 << 10;
     constexpr size_t from = 3 << 20;
-    Target t;
+    auto made = Target::make(*session, GetParam(), Size(64 << 10));
+    ASSERT_WORKS(made);
+    Target& t = *made;
+    const size_t length = t.length().value();
 
-    ASSERT_NO_FATAL_FAILURE(make(t, length));
     // Identify: the serial number that lab gave it, and nothing behind the 4 KiB.
-    std::ranges::fill(t.bytes(), std::byte{0xee});
-    t.for_device();
-    const std::vector<Segment> first = {{t.segments.front().addr, Size(4096)}};
+    ASSERT_WORKS(t.put(0, std::vector<std::byte>(length, std::byte{0xee})));
+    const std::vector<Segment> first = {{t.at(0), Size(4096)}};
     ASSERT_WORKS(engine->identify(first));
-    t.for_cpu();
-    const std::string serial(reinterpret_cast<const char*>(t.bytes().data()) + 4, 20);
+    auto got = t.get(0, length);
+    ASSERT_WORKS(got);
+    const std::string serial(reinterpret_cast<const char*>(got->data()) + 4, 20);
     EXPECT_EQ(serial, "dmaprobe            ");
-    EXPECT_TRUE(
-        same(t.bytes().subspan(4096), std::vector<std::byte>(length - 4096, std::byte{0xee})));
+    EXPECT_TRUE(same(std::span(*got).subspan(4096),
+                     std::vector<std::byte>(length - 4096, std::byte{0xee})));
 
     // Read.
-    ASSERT_WORKS(engine->copy_from_device(t.segments, Size(from)));
-    t.for_cpu();
-    EXPECT_TRUE(same(t.bytes(), disk(from, length)));
+    ASSERT_WORKS(engine->copy_from_device(t.segments(), Size(from)));
+    const auto want = disk(from, length);
+    expect_holds(t, want);
 
     // Compare: the same bytes; with the last one changed; at another place.
-    t.for_device();
-    EXPECT_WORKS(engine->copy_to_device(t.segments, Size(from)));
-    EXPECT_FAILS(engine->copy_to_device(t.segments, Size(from + 512)), EILSEQ);
-    t.bytes()[length - 1] ^= std::byte{1};
-    t.for_device();
-    EXPECT_FAILS(engine->copy_to_device(t.segments, Size(from)), EILSEQ);
-    t.bytes()[length - 1] ^= std::byte{1};
-    t.for_device();
-    EXPECT_WORKS(engine->copy_to_device(t.segments, Size(from)));
+    EXPECT_WORKS(engine->copy_to_device(t.segments(), Size(from)));
+    EXPECT_FAILS(engine->copy_to_device(t.segments(), Size(from + 512)), EILSEQ);
+    ASSERT_WORKS(t.put(length - 1, std::vector{want[length - 1] ^ std::byte{1}}));
+    EXPECT_FAILS(engine->copy_to_device(t.segments(), Size(from)), EILSEQ);
+    ASSERT_WORKS(t.put(length - 1, std::vector{want[length - 1]}));
+    EXPECT_WORKS(engine->copy_to_device(t.segments(), Size(from)));
     expect_no_fault();
 }
 
-// As many bytes as one command moves, in pages that lie anywhere: one range of addresses, and each
+// As many bytes as one command moves, in pages that lie anywhere: one range of addresses, or each
 // page an address of its own.
 TEST_P(NvmeWays, LongestTransfer) {
-    if (lacks_iova())
-        GTEST_SKIP() << no_iova;
-    const size_t length = std::min<size_t>(engine->traits().max_transfer.value(), disk_length);
-    Target t;
+    const uint64_t longest = std::min<uint64_t>(engine->traits().max_transfer.value(), disk_length);
+    auto made = Target::make(*session, GetParam(), Size(longest));
+    ASSERT_WORKS(made);
 
-    ASSERT_NO_FATAL_FAILURE(make(t, length));
-    ASSERT_WORKS(engine->copy_from_device(t.segments));
-    t.for_cpu();
-    EXPECT_TRUE(same(t.bytes(), disk(0, length)));
-    EXPECT_FAILS(engine->copy_from_device(t.segments.front().addr, Size(length + 512)), EINVAL);
+    ASSERT_WORKS(engine->copy_from_device(made->segments()));
+    expect_holds(*made, disk(0, made->length().value()));
+    EXPECT_FAILS(engine->copy_from_device(made->at(0), Size(longest + 512)), EINVAL);
     expect_no_fault();
 }
 

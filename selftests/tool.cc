@@ -3,6 +3,7 @@
 // the exit code. Wrong use is one line on stderr.
 
 #include "fixture.h"
+#include "ktap.h"
 #include "system.h"
 
 #include <nlohmann/json.hpp>
@@ -478,6 +479,53 @@ TEST_F(Tool, BenchUsage) {
     fails({"bench", "dispatch", no_such_device}, exit_failed, {no_such_device});
 }
 
+TEST_F(Tool, CheckUsage) {
+    const Outcome both = dmaprobe({"check", bdf, "--json", "--junit", "/tmp/junit.xml"});
+    EXPECT_EQ(both.code, exit_usage);
+    EXPECT_THAT(both.err, HasSubstr("--junit"));
+    fails({"check", bdf, "--fancy"}, exit_usage, {"--fancy"});
+    fails({"check", "0000:00:1e.7"}, exit_failed, {"0000:00:1e.7"});
+    const Outcome o = dmaprobe({"check", "--list"});
+    if (o.code == exit_lacking)
+        GTEST_SKIP() << o.err;
+    EXPECT_EQ(o.code, exit_ok) << o.err;
+    for (const char* name : {"Data.", "BothWays/linked", "After.", "Window."})
+        EXPECT_THAT(o.out, HasSubstr(name));
+}
+
+// One check, by each form of output.
+TEST_F(Tool, Check) {
+    const std::vector<std::string> args = {"check", bdf, "--only", "Data.BothWays/page"};
+    const std::string junit = "/tmp/dmaprobe-check.xml";
+
+    EXPECT_OK(s.close());
+    Outcome o = dmaprobe(args);
+    if (o.code == exit_lacking)
+        GTEST_SKIP() << o.err;
+    EXPECT_EQ(o.code, exit_ok) << o.out << o.err;
+    EXPECT_TRUE(o.out.starts_with("KTAP version 1\n1..1\n")) << o.out;
+    EXPECT_THAT(o.out, HasSubstr("\nok 1 Data.BothWays/page"));
+    EXPECT_THAT(o.out, HasSubstr("\n# rule: "));
+
+    std::vector<std::string> words = args;
+    words.emplace_back("--json");
+    const json document = works(words);
+    EXPECT_EQ(document["device"].value("bdf", ""), bdf);
+    ASSERT_EQ(document["checks"].size(), 1u);
+    const json& check = document["checks"][0];
+    EXPECT_EQ(check.value("name", ""), "Data.BothWays/page");
+    EXPECT_THAT((std::vector<std::string>{"ok", "skip"}),
+                testing::Contains(check.value("verdict", "")));
+    EXPECT_EQ(document["totals"].value(check.value("verdict", ""), 0), 1);
+
+    words = args;
+    words.insert(words.end(), {"--junit", junit});
+    o = dmaprobe(words);
+    EXPECT_EQ(o.code, exit_ok) << o.err;
+    EXPECT_THAT(read_text(junit), HasSubstr("<testcase name=\"BothWays/page\""));
+    unlink(junit.c_str());
+}
+
 TEST_F(Tool, InfoBesideASession) {
     s = Raw::open(bdf);
     ASSERT_TRUE(s);
@@ -498,6 +546,43 @@ TEST_F(Tool, BindAndUnbind) {
     EXPECT_EQ(works({"unbind", bdf, "--json"}).value("bdf", ""), bdf);
     EXPECT_EQ(driver_of(bdf), "");
     EXPECT_EQ(works({"bind", bdf, "--json"}).value("bdf", ""), bdf);
+    EXPECT_EQ(driver_of(bdf), driver_name);
+}
+
+// The group's domain is of the type that was asked for, as long as the device is bound.
+TEST_F(Tool, BindWithADomain) {
+    const std::string type = pci_path(bdf) + "/iommu_group/type";
+    const std::string before = read_text(type);
+
+    if (!exists(type))
+        GTEST_SKIP() << "the device has no IOMMU group";
+    fails({"bind", bdf, "--domain", "fancy"}, exit_usage, {"fancy", "strict", "lazy", "identity"});
+    const char* other = before == "identity" ? "strict" : "identity";
+    fails({"bind", bdf, "--domain", other}, exit_failed, {bdf, before, "unbind"});
+    EXPECT_EQ(read_text(type), before);
+    ASSERT_EQ(dmaprobe({"unbind", bdf}).code, exit_ok);
+    for (const auto& [name, in_sysfs, told] : {std::tuple{"identity", "identity", "identity"},
+                                               {"lazy", "DMA-FQ", "dma-fq"},
+                                               {"strict", "DMA", "dma"}}) {
+        const Outcome o = dmaprobe({"bind", bdf, "--domain", name});
+
+        SCOPED_TRACE(name);
+        // Not every IOMMU has all types for every device.
+        if (o.code == exit_lacking) {
+            diagnose(o.err);
+            EXPECT_EQ(driver_of(bdf), "");
+            EXPECT_EQ(read_text(type), before);
+            continue;
+        }
+        ASSERT_EQ(o.code, exit_ok) << o.err;
+        EXPECT_EQ(driver_of(bdf), driver_name);
+        EXPECT_EQ(read_text(type), in_sysfs);
+        ASSERT_TRUE(wait_for([&] { return exists(node_path(bdf)); }, std::chrono::seconds(5)));
+        EXPECT_EQ(works({"info", bdf, "--json"})["domain"].value("type", ""), told);
+        ASSERT_EQ(dmaprobe({"unbind", bdf}).code, exit_ok);
+        EXPECT_EQ(read_text(type), before);
+    }
+    EXPECT_EQ(dmaprobe({"bind", bdf}).code, exit_ok);
     EXPECT_EQ(driver_of(bdf), driver_name);
 }
 

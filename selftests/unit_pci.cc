@@ -304,6 +304,37 @@ TEST_F(PciBind, DriverDoesNotTakeIt) {
     EXPECT_FALSE(exists(paths.state_dir + "/0000:01:00.0"));
 }
 
+// The domain is changed while there is no driver, and goes back when binding fails.
+TEST_F(PciBind, DomainIsPutBack) {
+    file("/bus/pci/drivers/dmaprobe/unbind", "");
+    add("0000:01:00.0", {.driver = "nvme", .group = "1"});
+    EXPECT_FAILS(PciBus(paths).bind({0, 1, 0, 0}, true, DefaultDomain::identity), EIO);
+    EXPECT_TRUE(sysfs("/kernel/iommu_groups/1/type").starts_with("DMA-FQ\n"));
+    EXPECT_FALSE(exists(paths.state_dir + "/0000:01:00.0"));
+}
+
+// One that is bound keeps its domain; asking for the one it has is no error.
+TEST_F(PciBind, DomainOfWhatIsBound) {
+    add("0000:01:00.0", {.driver = "dmaprobe", .group = "1"});
+    EXPECT_FAILS(PciBus(paths).bind({0, 1, 0, 0}, false, DefaultDomain::strict), EBUSY);
+    EXPECT_EQ(sysfs("/kernel/iommu_groups/1/type"), "DMA-FQ");
+    const auto done = PciBus(paths).bind({0, 1, 0, 0}, false, DefaultDomain::lazy);
+    ASSERT_WORKS(done);
+    EXPECT_TRUE(done->already_bound);
+}
+
+TEST_F(PciBind, DomainAfterUnbind) {
+    file("/bus/pci/drivers/dmaprobe/unbind", "");
+    add("0000:01:00.0", {.driver = "dmaprobe", .group = "1"});
+    fs::create_directories(paths.state_dir);
+    std::ofstream(paths.state_dir + "/0000:01:00.0")
+        << "driver=\ndriver_override=\ndomain=identity\n";
+    const auto done = PciBus(paths).unbind({0, 1, 0, 0});
+    ASSERT_WORKS(done);
+    EXPECT_EQ(done->domain_kept, "");
+    EXPECT_TRUE(sysfs("/kernel/iommu_groups/1/type").starts_with("identity\n"));
+}
+
 TEST_F(PciBind, AlreadyBound) {
     add("0000:01:00.0", {.driver = "dmaprobe", .group = "1"});
     const auto done = PciBus(paths).bind({0, 1, 0, 0}, false);

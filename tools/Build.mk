@@ -4,6 +4,7 @@
 TOOL_SRCS := \
 	tools/bench.cc \
 	tools/bind.cc \
+	tools/check.cc \
 	tools/demo.cc \
 	tools/info.cc \
 	tools/list.cc \

@@ -15,6 +15,7 @@
 namespace tool {
 
 using dmaprobe::Bdf;
+using dmaprobe::DefaultDomain;
 using dmaprobe::Error;
 using dmaprobe::PciBus;
 
@@ -71,13 +72,24 @@ int run_bind(const Args& args) {
     if (!bdf)
         return fail(args, failure(bdf.error(), exit_code::usage));
 
+    std::optional<DefaultDomain> domain;
+    for (const auto known : {DefaultDomain::strict, DefaultDomain::lazy, DefaultDomain::identity})
+        if (args.domain == to_string(known))
+            domain = known;
+    if (!args.domain.empty() && !domain)
+        return fail(args, {exit_code::usage,
+                           std::format("bind: there is no domain type '{}'; there are strict, lazy "
+                                       "and identity",
+                                       args.domain),
+                           EINVAL});
+
     const PciBus bus;
-    auto done = bus.bind(*bdf, args.force);
+    auto done = bus.bind(*bdf, args.force, domain);
     if (!done && done.error().code == ENOENT && !bus.module_loaded()) {
         if (const auto why = load_module())
             return fail(args, {exit_code::failed, "the dmaprobe module is not loaded, and " + *why,
                                ENOENT});
-        done = bus.bind(*bdf, args.force);
+        done = bus.bind(*bdf, args.force, domain);
     }
     if (!done)
         return fail(args, bind_failure(done.error(), *bdf));
@@ -86,6 +98,7 @@ int run_bind(const Args& args) {
         print_json({{"bdf", bdf->to_string()},
                     {"driver", "dmaprobe"},
                     {"previous_driver", or_null(done->previous_driver)},
+                    {"previous_domain", or_null(done->previous_domain)},
                     {"already_bound", done->already_bound}});
         return exit_code::ok;
     }
@@ -97,6 +110,9 @@ int run_bind(const Args& args) {
     else
         text += std::format(" is bound to dmaprobe, taken from {}; dmaprobe unbind gives it back",
                             done->previous_driver);
+    if (!done->previous_domain.empty())
+        text += std::format("; its IOMMU group's domain was {} and is {}", done->previous_domain,
+                            args.domain);
     print(text + "\n");
     return exit_code::ok;
 }
@@ -114,6 +130,11 @@ int run_unbind(const Args& args) {
                                        "kernel log says why",
                                        bdf->to_string(), done->refused_by),
                            EIO});
+    if (!done->domain_kept.empty())
+        return fail(args, {exit_code::failed,
+                           std::format("{} is unbound, but its domain's type was not put back: {}",
+                                       bdf->to_string(), done->domain_kept),
+                           EBUSY});
     if (args.json)
         print_json({{"bdf", bdf->to_string()}, {"driver", or_null(done->driver)}});
     else if (done->driver.empty())

@@ -40,6 +40,8 @@ constexpr std::array verbs{
     Verb{"info", "tell what kernel, device and IOMMU offer", Verb::Bdf::optional, false, run_info},
     Verb{"demo", "map, link, DMA, unlink, destroy and fault, step by step", Verb::Bdf::optional,
          false, run_demo},
+    Verb{"check", "check whether the platform keeps the rules of the DMA API", Verb::Bdf::optional,
+         false, run_check},
     Verb{"bench", "measure what calls cost", Verb::Bdf::none, false, nullptr, bench_topics},
 };
 
@@ -94,6 +96,16 @@ int run(int argc, char** argv) {
         if (verb.force)
             sub->add_flag("--force", args.force,
                           "also when a driver has the device or its IOMMU group is shared");
+        if (verb.run == run_bind)
+            sub->add_option("--domain", args.domain,
+                            "the type of its IOMMU group's domain, until unbind: strict, lazy or "
+                            "identity");
+        if (verb.run == run_check) {
+            sub->add_option("--only", args.only,
+                            "run the checks of these names only; * and ? stand for other letters");
+            sub->add_flag("--list", args.list, "name the checks, and run none");
+            sub->add_option("--junit", args.junit, "also write JUnit's XML into this file");
+        }
         if (verb.topics.empty())
             continue;
         sub->require_subcommand(1);

@@ -34,10 +34,15 @@ struct Args {
     bool json = false;
     bool force = false;
     std::string bdf;
+    std::string domain; // bind
     // bench
     bool icount = false;
     unsigned rounds = 4096;
     unsigned repeat = 7;
+    // check
+    bool list = false;
+    std::vector<std::string> only;
+    std::string junit;
 };
 
 /// What a verb can be told to do: a word behind it.
@@ -65,6 +70,7 @@ int run_bind(const Args& args);
 int run_unbind(const Args& args);
 int run_info(const Args& args);
 int run_demo(const Args& args);
+int run_check(const Args& args);
 int run_bench_dispatch(const Args& args);
 
 /// Why a verb cannot go on: one line, and the exit code.

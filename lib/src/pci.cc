@@ -327,6 +327,7 @@ namespace {
 struct Remembered {
     std::string driver;
     std::string driver_override;
+    std::string domain; // type of the group's default domain; empty when bind() left it
 };
 
 std::string state_file(const SystemPaths& paths, const Bdf& bdf) {
@@ -334,8 +335,9 @@ std::string state_file(const SystemPaths& paths, const Bdf& bdf) {
 }
 
 Result<void> remember(const SystemPaths& paths, const Bdf& bdf, const Remembered& what) {
-    return file::replace(state_file(paths, bdf), std::format("driver={}\ndriver_override={}\n",
-                                                             what.driver, what.driver_override));
+    return file::replace(state_file(paths, bdf),
+                         std::format("driver={}\ndriver_override={}\ndomain={}\n", what.driver,
+                                     what.driver_override, what.domain));
 }
 
 std::optional<Remembered> recall(const SystemPaths& paths, const Bdf& bdf) {
@@ -352,6 +354,8 @@ std::optional<Remembered> recall(const SystemPaths& paths, const Bdf& bdf) {
             what.driver = line.substr(equals + 1);
         else if (key == "driver_override")
             what.driver_override = line.substr(equals + 1);
+        else if (key == "domain")
+            what.domain = line.substr(equals + 1);
     }
     return what;
 }
@@ -363,6 +367,51 @@ void forget(const SystemPaths& paths, const Bdf& bdf) {
 /// Reserve the device for a driver; an empty name clears that.
 Result<void> set_override(const std::string& dir, std::string_view driver) {
     return file::write(dir + "/driver_override", std::format("{}\n", driver));
+}
+
+std::string_view in_sysfs(DefaultDomain domain) noexcept {
+    switch (domain) {
+    case DefaultDomain::strict:
+        return "DMA";
+    case DefaultDomain::lazy:
+        return "DMA-FQ";
+    case DefaultDomain::identity:
+        return "identity";
+    }
+    return "";
+}
+
+/// The file that has the type of a device's default domain.
+std::string domain_file(const std::string& dir) {
+    return dir + "/iommu_group/type";
+}
+
+/// Have the kernel make another default domain for the device's group
+/// (drivers/iommu/iommu.c, iommu_group_store_type()).
+Result<void> set_domain(const std::string& dir, const std::string& name, std::string_view type) {
+    constexpr std::string_view op = "bind";
+    const std::string path = domain_file(dir);
+    const auto done = file::write(path, std::format("{}\n", type));
+    if (!done) {
+        const int code = done.error().code;
+        if (code == EACCES)
+            return std::unexpected(
+                Error{EACCES, op, "no permission to change the domain's type: it needs root"});
+        if (code == EPERM || code == EBUSY)
+            return std::unexpected(Error{
+                EBUSY, op,
+                std::format("the kernel does not change the domain of {}'s IOMMU group: another "
+                            "function of it has a driver",
+                            name)});
+        return std::unexpected(Error{EOPNOTSUPP, op,
+                                     std::format("{}'s IOMMU has no domain of type {} for it ({})",
+                                                 name, type, errno_name(code))});
+    }
+    if (const auto now = file::read_line(path); !now || *now != type)
+        return std::unexpected(Error{EOPNOTSUPP, op,
+                                     std::format("the domain of {}'s IOMMU group stays of type {}",
+                                                 name, now.value_or("unknown"))});
+    return {};
 }
 
 /// Let a driver have the device again: by name, or as the kernel chooses when that fails.
@@ -382,7 +431,20 @@ std::unexpected<Error> failed(std::string_view op, const Error& error, std::stri
 
 } // namespace
 
-Result<BindReport> PciBus::bind(const Bdf& bdf, bool force) const {
+std::string_view to_string(DefaultDomain domain) noexcept {
+    switch (domain) {
+    case DefaultDomain::strict:
+        return "strict";
+    case DefaultDomain::lazy:
+        return "lazy";
+    case DefaultDomain::identity:
+        return "identity";
+    }
+    return "unknown";
+}
+
+Result<BindReport> PciBus::bind(const Bdf& bdf, bool force,
+                                std::optional<DefaultDomain> domain) const {
     const std::string name = bdf.to_string();
     const std::string dir = device_dir(paths_, bdf);
     const auto found = device(bdf);
@@ -392,8 +454,17 @@ Result<BindReport> PciBus::bind(const Bdf& bdf, bool force) const {
         return std::unexpected(
             Error{EPERM, "bind",
                   std::format("{} is a bridge; taking it would cut off what is behind it", name)});
-    if (found->driver == our_driver)
-        return BindReport{.already_bound = true, .previous_driver = {}};
+    // Only while it has no driver can its domain be changed.
+    const std::string_view type =
+        domain && in_sysfs(*domain) != found->group_type ? in_sysfs(*domain) : "";
+    if (found->driver == our_driver) {
+        if (!type.empty())
+            return std::unexpected(
+                Error{EBUSY, "bind",
+                      std::format("{} is bound already, with a domain of type {}: unbind it first",
+                                  name, found->group_type)});
+        return BindReport{.already_bound = true, .previous_driver = {}, .previous_domain = {}};
+    }
     if (::access((dir + "/driver_override").c_str(), W_OK) != 0)
         return failed("bind", Error{errno, "access", dir + "/driver_override"},
                       "write driver_override");
@@ -433,7 +504,8 @@ Result<BindReport> PciBus::bind(const Bdf& bdf, bool force) const {
     if (!module_loaded())
         return std::unexpected(Error{ENOENT, "bind", "the dmaprobe module is not loaded"});
 
-    const Remembered before{found->driver, found->driver_override};
+    const Remembered before{found->driver, found->driver_override,
+                            type.empty() ? "" : found->group_type};
     if (auto done = remember(paths_, bdf, before); !done)
         return failed("bind", done.error(), "remember the previous driver");
     if (auto done = set_override(dir, our_driver); !done) {
@@ -441,6 +513,8 @@ Result<BindReport> PciBus::bind(const Bdf& bdf, bool force) const {
         return failed("bind", done.error(), "set driver_override");
     }
     const auto undo = [&] {
+        if (!before.domain.empty() && file::read_line(domain_file(dir)) != before.domain)
+            best_effort(set_domain(dir, name, before.domain));
         best_effort(set_override(dir, before.driver_override));
         if (!before.driver.empty() && file::link_name(dir + "/driver").empty())
             give_to(paths_, bdf, before.driver);
@@ -452,6 +526,12 @@ Result<BindReport> PciBus::bind(const Bdf& bdf, bool force) const {
             return failed("bind", done.error(), "unbind " + before.driver);
         }
     }
+    if (!type.empty()) {
+        if (auto done = set_domain(dir, name, type); !done) {
+            undo();
+            return std::unexpected(std::move(done.error()));
+        }
+    }
     const auto probed = file::write(paths_.sysfs + "/bus/pci/drivers_probe", name);
     if (file::link_name(dir + "/driver") != our_driver) {
         undo();
@@ -460,7 +540,8 @@ Result<BindReport> PciBus::bind(const Bdf& bdf, bool force) const {
                   std::format("driver dmaprobe did not take {} ({}); the kernel log says why", name,
                               probed ? "its probe failed" : errno_name(probed.error().code))});
     }
-    return BindReport{.already_bound = false, .previous_driver = before.driver};
+    return BindReport{
+        .already_bound = false, .previous_driver = before.driver, .previous_domain = before.domain};
 }
 
 Result<UnbindReport> PciBus::unbind(const Bdf& bdf) const {
@@ -485,13 +566,17 @@ Result<UnbindReport> PciBus::unbind(const Bdf& bdf) const {
         other.clear();
     if (auto done = set_override(dir, other); !done)
         return failed("unbind", done.error(), "restore driver_override");
+    UnbindReport report;
+    if (before && !before->domain.empty()) {
+        if (auto done = set_domain(dir, name, before->domain); !done)
+            report.domain_kept = done.error().detail;
+    }
     if (!before)
         best_effort(file::write(paths_.sysfs + "/bus/pci/drivers_probe", name));
     else if (!before->driver.empty())
         give_to(paths_, bdf, before->driver);
     forget(paths_, bdf);
 
-    UnbindReport report;
     report.driver = file::link_name(dir + "/driver");
     if (before && report.driver != before->driver)
         report.refused_by = before->driver;

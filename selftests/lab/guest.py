@@ -33,7 +33,36 @@ from kernels import CACHE, HERE, Kernel, say, tail
 
 Sink = Callable[[bytes], object]
 
-QEMU = "qemu-system-x86_64"
+
+@dataclasses.dataclass(frozen=True)
+class Arch:
+    """A kind of CPU: the machine that has it, and the tools that build for it."""
+
+    qemu: str
+    machine: str  # QEMU's board, to which an IOMMU may add
+    cpu: str  # emulated, unless the IOMMU wants another one
+    kernel: Sequence[str]
+    cpus: int
+    iommu: str  # what it has unless it is told otherwise
+    qemu_arguments: Sequence[str] = ()
+    busybox: Path = Path("/usr/bin/busybox")
+    make: Sequence[str] = ()
+    build: str = "build/lab"
+    cross: str = ""
+
+
+ARCHS = {
+    "x86_64": Arch(
+        "qemu-system-x86_64", "q35,kernel-irqchip=split", "max",
+        ["console=ttyS0", "mitigations=off", "no_timer_check"], 2, "vtd",
+        # Ports are plugged natively, as on real machines, not by ACPI.
+        ["-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"]),
+    "arm64": Arch(
+        "qemu-system-aarch64", "virt,gic-version=3", "neoverse-n1", ["console=ttyAMA0"], 2,
+        "smmuv3", busybox=Path("/opt/arm64/usr/bin/busybox"),
+        make=["ARCH=arm64", "CROSS_COMPILE=aarch64-linux-gnu-"], build="build/lab-arm64",
+        cross="aarch64-linux-gnu-"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +77,8 @@ class Platform:
     memory: int = 512
     cpu: str = ""
     modules: Sequence[str] = ()
+    machine: str = ""  # what it adds to QEMU's board
+    archs: Sequence[str] = ("x86_64",)
 
 
 # Where nothing translates, edu must reach all memory with its 28 bits of address.
@@ -56,10 +87,15 @@ REACHED_BY_EDU = 256
 
 IOMMUS = {
     "vtd": Platform(["-device", "intel-iommu,intremap=on"], ["intel_iommu=on"]),
+    # Scalable mode: the first stage translates, whose page tables are those of CPUs.
+    "vtd-scalable": Platform(["-device", "intel-iommu,intremap=on,scalable-mode=on,fsts=on"],
+                             ["intel_iommu=on,sm_on"]),
     # Linux looks for this one on AMD's CPUs only.
     "amdvi": Platform(["-device", "amd-iommu,dma-remap=on"], cpu="EPYC"),
-    "virtio": Platform(["-device", "virtio-iommu-pci"], ["intel_iommu=off"]),
-    "none": Platform([], ["intel_iommu=off"], REACHED_BY_EDU),
+    "virtio": Platform(["-device", "virtio-iommu-pci"], ["intel_iommu=off"],
+                       archs=("x86_64", "arm64")),
+    "smmuv3": Platform(machine=",iommu=smmuv3", archs=("arm64",)),
+    "none": Platform([], ["intel_iommu=off"], REACHED_BY_EDU, archs=("x86_64", "arm64")),
 }
 
 DOMAINS = {
@@ -223,10 +259,11 @@ GUEST_MODULES = [
 
 def base(modules: Modules, wanted: list[str]) -> bytes:
     """The part of the initramfs that depends on the kernel only; kept in the cache."""
-    busybox = Path("/usr/bin/busybox")
+    busybox = ARCHS[modules.kernel.arch].busybox
     key = hashlib.sha256(repr((modules.kernel.image.stat().st_mtime, busybox.stat().st_mtime,
                                Path(__file__).read_bytes(), wanted)).encode())
-    path = CACHE / "initramfs" / f"{modules.kernel.name}-{key.hexdigest()[:12]}.cpio"
+    name = f"{modules.kernel.arch}-{modules.kernel.name}-{key.hexdigest()[:12]}.cpio"
+    path = CACHE / "initramfs" / name
     if path.exists():
         return path.read_bytes()
 
@@ -235,7 +272,8 @@ def base(modules: Modules, wanted: list[str]) -> bytes:
             yield name, DIRECTORY, b""
         yield "dev/console", CONSOLE, b""
         yield "bin/busybox", PROGRAM, busybox.read_bytes()
-        applets = subprocess.run([str(busybox), "--list"], check=True, capture_output=True)
+        # Debian's busybox has the same applets for every CPU.
+        applets = subprocess.run(["/usr/bin/busybox", "--list"], check=True, capture_output=True)
         for applet in applets.stdout.decode().split():
             if applet != "busybox":
                 yield f"bin/{applet}", LINK, b"busybox"
@@ -300,25 +338,25 @@ def command_line(machine: Machine, accelerator: str, initrd: str, log: str,
                  devices: Sequence[str]) -> list[str]:
     """QEMU's command line, without the ports."""
     iommu, domain = IOMMUS[machine.iommu], DOMAINS[machine.domain]
-    kernel = ["console=ttyS0", "loglevel=5", "panic=-1", "random.trust_cpu=on", "mitigations=off",
-              "no_timer_check", *iommu.kernel, *domain.kernel]
-    cpu = iommu.cpu or {"kvm": "host", "tcg": "max"}[accelerator]
+    arch = ARCHS[machine.kernel.arch]
+    kernel = [*arch.kernel, "loglevel=5", "panic=-1", "random.trust_cpu=on",
+              *iommu.kernel, *domain.kernel]
+    cpu = iommu.cpu or {"kvm": "host", "tcg": arch.cpu}[accelerator]
     memory = machine.memory or min(iommu.memory, domain.memory)
     if special := KERNELS.get(machine.kernel.name):
         kernel += special.kernel
         memory = machine.memory or special.memory
-    acceleration = ["-accel", {"kvm": "kvm", "tcg": "tcg,thread=multi"}[accelerator], "-smp", "2"]
+    acceleration = ["-accel", {"kvm": "kvm", "tcg": "tcg,thread=multi"}[accelerator],
+                    "-smp", str(arch.cpus)]
     if machine.icount:
         acceleration = ["-accel", "tcg,thread=single", "-icount", "shift=0", "-smp", "1"]
     return [
-        QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-        "-machine", "q35,kernel-irqchip=split",
+        arch.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+        "-machine", arch.machine + iommu.machine,
         *acceleration, "-cpu", cpu, "-m", str(memory),
         "-kernel", str(machine.kernel.image), "-initrd", initrd,
         "-append", " ".join([*kernel, *machine.append]),
-        # Ports are plugged natively, as on real machines, not by ACPI.
-        "-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
-        *iommu.qemu, *devices,
+        *arch.qemu_arguments, *iommu.qemu, *devices,
         "-chardev", f"file,id=serial,path={log}", "-serial", "chardev:serial",
         # No ioeventfd: what the guest writes has left it when its write returns.
         "-device", "virtio-serial-pci,id=ports,ioeventfd=off,addr=3",
@@ -328,7 +366,8 @@ def command_line(machine: Machine, accelerator: str, initrd: str, log: str,
 
 def accelerator_for(machine: Machine) -> str:
     """kvm where a trial has shown that it runs this kernel, else tcg."""
-    if machine.icount or not os.access("/dev/kvm", os.R_OK | os.W_OK):
+    native = machine.kernel.arch == os.uname().machine
+    if machine.icount or not native or not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "tcg"
     try:
         cpu = next(line for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -32,6 +32,7 @@ class Kernel:
     """A kernel that can be booted, and against which a module can be built."""
 
     name: str
+    arch: str
     release: str
     image: Path
     modules: Path
@@ -58,12 +59,12 @@ class Lock:
         self.file.close()
 
 
-def from_debian(name: str) -> Kernel:
+def from_debian(name: str, arch: str) -> Kernel:
     """A kernel that root.sh unpacked."""
-    top = Path("/opt/kernels") / name
+    top = Path("/opt/kernels") / (name if arch == "x86_64" else f"{arch}-{name}")
     release = (top / "release").read_text(encoding="utf-8").strip()
     modules = top / "lib/modules" / release
-    return Kernel(name, release, modules / "vmlinuz", modules,
+    return Kernel(name, arch, release, modules / "vmlinuz", modules,
                   Path(f"/usr/src/linux-headers-{release}"))
 
 
@@ -98,7 +99,7 @@ def not_taken(options: dict[str, str], config: str) -> list[str]:
             (not line.startswith("#") or any(one.startswith(f"{option}=") for one in taken))]
 
 
-def from_source(name: str) -> Kernel:
+def from_source(name: str, arch: str) -> Kernel:
     """A kernel of allnoconfig and its fragments, built if need be."""
     fragments = "".join((HERE / "kernel" / f"{fragment}.config").read_text(encoding="utf-8")
                         for fragment in FRAGMENTS[name])
@@ -117,7 +118,8 @@ def from_source(name: str) -> Kernel:
             if not top.is_dir():
                 build(name, source, fragments, patch, top)
     release = (top / "release").read_text(encoding="utf-8").strip()
-    return Kernel(name, release, top / "bzImage", top / "lib/modules" / release, top / "headers")
+    return Kernel(name, arch, release, top / "bzImage", top / "lib/modules" / release,
+                  top / "headers")
 
 
 def build(name: str, source: Path, fragments: str, patch: Path, top: Path) -> None:
@@ -180,7 +182,7 @@ def tail(path: Path, lines: int) -> list[str]:
 
 
 # Every kernel the lab knows, and what makes it.
-KERNELS: dict[str, Callable[[str], Kernel]] = {
+KERNELS: dict[str, Callable[[str, str], Kernel]] = {
     "stock": from_debian,
     "stable": from_debian,
     "vfio": from_source,
@@ -188,6 +190,12 @@ KERNELS: dict[str, Callable[[str], Kernel]] = {
 }
 
 
-def get(name: str) -> Kernel:
+# Those that there are for other CPUs than this machine's.
+FOREIGN = {"arm64": ["stock"]}
+
+
+def get(name: str, arch: str = "x86_64") -> Kernel:
     """The kernel of that name, built if need be."""
-    return KERNELS[name](name)
+    if arch in FOREIGN and name not in FOREIGN[arch]:
+        raise LabError(f"there is no {name} kernel for {arch}; there is {' '.join(FOREIGN[arch])}")
+    return KERNELS[name](name, arch)

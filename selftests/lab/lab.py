@@ -18,10 +18,11 @@ import guest
 import kernels
 from kernels import CHECKOUT, Kernel, LabError, Lock, say
 
-BUILD = Path("build/lab")
+BUILD = Path("build/lab")  # of modules for all CPUs, and of the programs for this one's
 PROGRAMS = {
-    "dmaprobe": BUILD / "bin/dmaprobe",
-    "dmaprobe-selftest": BUILD / "selftests/dmaprobe-selftest",
+    "dmaprobe": "bin/dmaprobe",
+    "dmaprobe-selftest": "selftests/dmaprobe-selftest",
+    "dmaprobe-conformance": "selftests/dmaprobe-conformance",
 }
 LOGS_KEPT = 100
 
@@ -46,10 +47,9 @@ machine lacks something. Each run's kernel log is kept in build/lab/logs.
 def make(*arguments: str) -> None:
     """Run the checkout's make; it talks to stderr only, so that stdout stays the guest's."""
     done = subprocess.run(["make", "-s", "-C", str(CHECKOUT), f"-j{os.cpu_count() or 1}",
-                           f"BUILD={BUILD}", *arguments], stdin=subprocess.DEVNULL,
-                          stdout=sys.stderr, check=False)
+                           *arguments], stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False)
     if done.returncode:
-        raise LabError(f"the build failed: make BUILD={BUILD} {shlex.join(arguments)}")
+        raise LabError(f"the build failed: make {shlex.join(arguments)}")
 
 
 def build_module(kernel: Kernel) -> Path:
@@ -64,24 +64,26 @@ def build_module(kernel: Kernel) -> Path:
     if not module.exists() or module.stat().st_mtime < newest:
         say(f"building the module for {kernel.release}")
         # Only the debug kernel can count which of its lines ran.
-        make(f"KDIR={kernel.headers}", *(["GCOV=1"] if kernel.name == "debug" else []), "modules")
+        make(f"BUILD={BUILD}", f"KDIR={kernel.headers}", *guest.ARCHS[kernel.arch].make,
+             *(["GCOV=1"] if kernel.name == "debug" else []), "modules")
         module.touch()
     return module
 
 
-def build_programs(names: list[str]) -> list[Path]:
+def build_programs(arch: guest.Arch, names: list[str]) -> list[Path]:
     """The guest's programs, statically linked, without their debug information."""
+    build = Path(arch.build)
     for name in names:
-        if not (CHECKOUT / PROGRAMS[name]).exists():
+        if not (CHECKOUT / build / PROGRAMS[name]).exists():
             say(f"building {name}")
-    make("STATIC=1", *(str(PROGRAMS[name]) for name in names))
+    make(f"BUILD={build}", "STATIC=1", *arch.make, *(str(build / PROGRAMS[name]) for name in names))
     stripped = []
     for name in names:
-        program = CHECKOUT / PROGRAMS[name]
-        copy = CHECKOUT / BUILD / "guest" / name
+        program = CHECKOUT / build / PROGRAMS[name]
+        copy = CHECKOUT / build / "guest" / name
         if not copy.exists() or copy.stat().st_mtime < program.stat().st_mtime:
             copy.parent.mkdir(exist_ok=True)
-            subprocess.run(["strip", "-o", str(copy), str(program)], check=True)
+            subprocess.run([f"{arch.cross}strip", "-o", str(copy), str(program)], check=True)
         stripped.append(copy)
     return stripped
 
@@ -107,14 +109,21 @@ def boot(options: argparse.Namespace, command: list[str] | None) -> int:
     """Run a command in a guest, or an interactive shell."""
     if not command and not sys.stdin.isatty():
         raise LabError("lab shell wants a terminal; lab run -- COMMAND does not")
-    kernel = kernels.get(options.kernel)
+    arch = guest.ARCHS[options.arch]
+    iommu = options.iommu or arch.iommu
+    if options.arch not in guest.IOMMUS[iommu].archs:
+        raise LabError(f"there is no {options.arch} machine with {iommu}")
+    kernel = kernels.get(options.kernel, options.arch)
+    # By "dmaprobe check" the tool runs the checks of the platform; the selftests try that.
+    text = shlex.join(command or [])
+    checks = "dmaprobe check" in text or "dmaprobe-selftest" in text
     names = [name for name in PROGRAMS
-             if name == "dmaprobe" or command is None
-             or any(name in word for word in command)]
+             if name == "dmaprobe" or command is None or name in text
+             or name == "dmaprobe-conformance" and checks]
     with Lock(CHECKOUT / BUILD / "lock", "builds in this checkout"):
         module = build_module(kernel)
-        programs = build_programs(names)
-    machine = guest.Machine(kernel, options.iommu, options.domain, options.device, options.memory,
+        programs = build_programs(arch, names)
+    machine = guest.Machine(kernel, iommu, options.domain, options.device, options.memory,
                             options.icount, tuple(options.qemu_arg), tuple(options.append))
     settings = {"LAB_BIND": "" if options.no_bind else "1",
                 "LAB_DEVICE": options.device[0],
@@ -190,7 +199,10 @@ def parser() -> argparse.ArgumentParser:
                          help="stock: Debian's newest (default); stable: Debian trixie's own; "
                               "vfio: trimmed, with iommufd and the VFIO cdev; "
                               "debug: the same with the kernel's checkers")
-    machine.add_argument("--iommu", choices=guest.IOMMUS, default="vtd")
+    machine.add_argument("--arch", choices=guest.ARCHS, default="x86_64")
+    machine.add_argument("--iommu", choices=guest.IOMMUS,
+                         help="vtd, vtd-scalable, amdvi (x86_64); smmuv3 (arm64); virtio, none "
+                              "(both); default: vtd, smmuv3")
     machine.add_argument("--domain", choices=guest.DOMAINS, default="strict",
                          help="the default domain's type (default: strict)")
     machine.add_argument("--device", type=devices, default=("edu",), metavar="DEVICE[,DEVICE]...",
@@ -237,6 +249,9 @@ def parser() -> argparse.ArgumentParser:
     verbs.add_parser("in", usage="lab in -- COMMAND...",
                      help="run a command in lab's root file system, on this machine")
     verbs.add_parser("check", add_help=False, help="run every test (selftests/check.py)")
+    verbs.add_parser("matrix", add_help=False,
+                     help="check the platform on every IOMMU, domain and engine "
+                          "(selftests/matrix.py)")
     verbs.add_parser("lint", add_help=False, help="run every linter (selftests/lint.sh)")
     verbs.add_parser("clean", help="remove the cache")
     return top
@@ -250,8 +265,8 @@ def main(arguments: list[str]) -> int:
         arguments = arguments[:arguments.index("--")]
     top = parser()
     options, rest = top.parse_known_args(arguments)
-    if options.verb in ("check", "lint"):
-        program = {"check": "check.py", "lint": "lint.sh"}[options.verb]
+    if options.verb in ("check", "matrix", "lint"):
+        program = {"check": "check.py", "matrix": "matrix.py", "lint": "lint.sh"}[options.verb]
         os.execv(CHECKOUT / "selftests" / program, [program, *rest])
     if rest:
         top.error(f"unknown argument: {rest[0]}")

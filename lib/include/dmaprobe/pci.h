@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <dmaprobe/bdf.h>
@@ -54,10 +55,22 @@ struct Usage {
     std::vector<std::string> losses;
 };
 
+/// The types of a group's default domain that bind() can ask for.
+enum class DefaultDomain {
+    strict,   ///< translated, invalidated at once: "DMA" in sysfs
+    lazy,     ///< translated, invalidated later: "DMA-FQ"
+    identity, ///< addresses pass through: "identity"
+};
+
+/// "strict", "lazy" or "identity".
+[[nodiscard]] std::string_view to_string(DefaultDomain domain) noexcept;
+
 /// What bind() did.
 struct BindReport {
     bool already_bound = false;  ///< nothing was to do
     std::string previous_driver; ///< the driver it was taken from, empty when it had none
+    std::string previous_domain; ///< the domain's type before, in sysfs' words; empty when it is
+                                 ///< what it was
 };
 
 /// What unbind() did.
@@ -66,6 +79,8 @@ struct UnbindReport {
     std::string driver;
     /// Set when the previous driver did not take it back: its name.
     std::string refused_by;
+    /// Set when the group's domain could not be given its previous type: why.
+    std::string domain_kept;
 };
 
 /// The PCI bus in sysfs (Documentation/ABI/testing/sysfs-bus-pci of the kernel).
@@ -92,12 +107,19 @@ public:
     /// the driver it had. When a step fails, what was done is undone.
     ///
     /// @param force also take it from another driver, and though its IOMMU group is shared
+    /// @param domain the type that the default domain of its IOMMU group is to have, until
+    /// unbind();
+    ///        nothing: leave it
     /// ENODEV: no such function. EPERM: a bridge. EOPNOTSUPP: no IOMMU group. EBUSY: a driver has
     /// it, or another function of its group has one, and `force` is not set. ENOENT: the module is
-    /// not loaded. EACCES: not root. EIO: dmaprobe did not take it.
-    [[nodiscard]] Result<BindReport> bind(const Bdf& bdf, bool force) const;
+    /// not loaded. EACCES: not root. EIO: dmaprobe did not take it. Also EBUSY: it is bound
+    /// already, or another function of the group has a driver, and the domain is of another type.
+    /// EOPNOTSUPP: the IOMMU has no domain of that type for it.
+    [[nodiscard]] Result<BindReport> bind(const Bdf& bdf, bool force,
+                                          std::optional<DefaultDomain> domain = std::nullopt) const;
 
-    /// Give a function back to the driver that bind() took it from. Open sessions answer ENODEV
+    /// Give a function back to the driver that bind() took it from, and its group's domain the type
+    /// it had. Open sessions answer ENODEV
     /// from then on; an open VFIO device is waited for.
     ///
     /// ENODEV: no such function. ENXIO: it is not bound to dmaprobe. EACCES: not root.

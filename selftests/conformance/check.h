@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the checks of the platform share: a session, the device's engine, the faults of
+ * the IOMMU, and the words in which a check says what it found.
+ *
+ * A check is a GoogleTest test. A failed one is a finding about the platform: kernel,
+ * IOMMU driver, hardware. A quirk is legal, but a driver's author must know it.
+ */
+#ifndef SELFTESTS_CONFORMANCE_CHECK_H
+#define SELFTESTS_CONFORMANCE_CHECK_H
+
+#include "../result.h"
+#include "../target.h"
+
+#include <dmaprobe/device.h>
+#include <dmaprobe/engine.h>
+#include <dmaprobe/fault.h>
+#include <dmaprobe/session.h>
+#include <dmaprobe/translate.h>
+
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <random>
+#include <string>
+#include <vector>
+
+namespace conformance {
+
+namespace dp = dmaprobe;
+using dp::Direction;
+using dp::Iova;
+using dp::Size;
+using selftest::Target;
+using selftest::Way;
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+/* What a check tells besides its verdict; each in the check that is running. */
+void rule(const std::string& text, const std::string& defined);
+void quirk(const std::string& text);
+void value(const std::string& name, const std::string& text);
+
+/* What became of a read by the device. */
+enum class Read {
+    same,    /* it read what was there */
+    other,   /* it read something else */
+    unknown, /* the device cannot tell */
+};
+
+/* A session without an engine: what the kernel tells by itself. */
+class Check : public testing::Test {
+protected:
+    void SetUp() override;
+
+    /* Why the way cannot be had here, or nothing. */
+    std::string lacks(Way way) const;
+    bool lazy() const { return domain.type == dp::DomainType::dma_fq; }
+
+    std::optional<dp::Session> session;
+    dp::Limits limits;
+    dp::Domain domain;
+    std::size_t granule = 0; /* the page size without an IOMMU */
+};
+
+/* With the device's engine. */
+class DeviceCheck : public Check {
+protected:
+    void SetUp() override;
+    void TearDown() override;
+
+    /* The device writes `unit` bytes there; memory must then hold content(). */
+    dp::Result<void> device_writes(Iova at);
+    /* The device reads `unit` bytes there, where content() is. */
+    dp::Result<Read> device_reads(Iova at);
+    /* What the device has in its memory. */
+    const std::vector<std::byte>& content() const { return content_; }
+
+    /* A fault of this address, and of no other, has been told. */
+    void expect_fault(Iova at, dp::FaultAccess access);
+    void expect_no_fault();
+    /* How many a transfer of `unit` bytes is told as, out of the few that the kernel tells. */
+    unsigned faults_of_a_transfer() const { return unit <= 8 ? 1 : 3; }
+    /* Whether nothing leads anywhere from there on. */
+    bool is_hole(Iova at, std::size_t length) const;
+
+    std::size_t unit = 0; /* bytes of the smallest transfer that is used here */
+    std::optional<dp::DeviceAccess> access;
+    std::unique_ptr<dp::Engine> engine; // goes before what it uses
+
+private:
+    dp::Result<void> load();
+
+    std::optional<dp::FaultWatcher> watcher_;
+    std::optional<Target> scratch_;
+    std::vector<std::byte> content_;
+};
+
+/* For each way of giving memory to a device. */
+class WayCheck : public DeviceCheck, public testing::WithParamInterface<Way> {
+protected:
+    void SetUp() override;
+
+    /* Memory of three granules or so. */
+    dp::Result<Target> make(Direction direction = Direction::bidirectional);
+};
+
+/* Where an IOMMU translates. */
+class TranslatedCheck : public WayCheck {
+protected:
+    void SetUp() override;
+};
+
+#define FOR_ALL_WAYS(suite)                                                                        \
+    INSTANTIATE_TEST_SUITE_P(, suite, testing::ValuesIn(selftest::all_ways),                       \
+                             [](const auto& row) { return std::string(to_string(row.param)); })
+
+/* The platform does not let the rule be checked. */
+#define SKIP_IF(why)                                                                               \
+    if (const std::string reason = (why); !reason.empty())                                         \
+    GTEST_SKIP() << reason
+
+} // namespace conformance
+
+#endif

@@ -1,0 +1,233 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-only
+"""lab matrix: the checks of the platform, on every IOMMU, domain and engine of the lab.
+
+Each cell is a guest. In it `dmaprobe check` runs once for each device. Cells run side by
+side as far as memory allows. Ends with a table: what passed, failed and was
+skipped in each cell, and why. Exits with 1 when a check failed, or a cell did not get
+to its end.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as xml
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "lab"))
+import check  # noqa: E402
+import guest  # noqa: E402
+
+# What runs for each device. The kernel tells few faults in 5 s, and a transfer of NVMe is
+# many, so each of its checks that want one has to wait that long: not all ways are taken.
+SUITES = {
+    "edu": ["*"],
+    "nvme": ["Data.*", "*/page", "*/linked", "*/coherent", "Unlink.*", "Window.*",
+             "InsideAGranule.*"],
+    "testdev": ["*"],
+}
+
+VERDICTS = ("ok", "quirk", "not ok", "skip")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """What is booted."""
+
+    arch: str
+    iommu: str
+    domain: str
+    kernel: str
+    append: Sequence[str] = ()
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return " ".join([self.iommu, self.domain, self.kernel, *self.append])
+
+    def options(self) -> list[str]:
+        """As lab takes them."""
+        return ["--arch", self.arch, "--iommu", self.iommu, "--domain", self.domain,
+                "--kernel", self.kernel, *(f"--append={word}" for word in self.append)]
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What came of a cell: the documents of `dmaprobe check` by device, and trouble."""
+
+    documents: dict[str, dict[str, Any]]
+    trouble: str
+    seconds: float
+
+    def failed(self) -> bool:
+        """Whether anything did."""
+        return bool(self.trouble) or any(document["totals"]["not ok"]
+                                         for document in self.documents.values())
+
+
+def all_cells() -> list[Cell]:
+    """Every IOMMU with every domain, by the stock kernel; and what only some can have."""
+    cells = []
+    for iommu, platform in guest.IOMMUS.items():
+        for arch in platform.archs:
+            # One kind of machine is enough for those that both have.
+            if arch != platform.archs[0]:
+                continue
+            domains = guest.DOMAINS if iommu != "none" else ["strict"]
+            cells += [Cell(arch, iommu, domain, "stock") for domain in domains]
+    cells += [Cell("x86_64", "vtd", "strict", "vfio"), Cell("x86_64", "amdvi", "strict", "vfio"),
+              Cell("x86_64", "vtd", "identity", "stock", ("swiotlb=force",))]
+    return cells
+
+
+def script(devices: Sequence[str]) -> str:
+    """What runs in the guest: the checks of each device, in turn."""
+    lines = ['[ -z "$DMAPROBE_BDF" ] || dmaprobe unbind $DMAPROBE_BDF >/dev/null']
+    for device in devices:
+        bdf = f"$DMAPROBE_{device.upper()}"
+        only = " ".join(f"--only '{pattern}'" for pattern in SUITES[device])
+        lines += [f"dmaprobe bind --force {bdf} >/out/{device}.err 2>&1 && "
+                  f"dmaprobe check --json {only} {bdf} >/out/{device}.json 2>>/out/{device}.err",
+                  f"dmaprobe unbind {bdf} >>/out/{device}.err 2>&1"]
+    return "\n".join([*lines, "exit 0"])
+
+
+def run_cell(cell: Cell, devices: Sequence[str], deadline: int) -> Outcome:
+    """Boot it and run the checks."""
+    began = time.monotonic()
+    documents = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        code, _, err = check.call(
+            [*check.LAB, "run", *cell.options(), "--device", ",".join(devices),
+             "--deadline", str(deadline), "--out", scratch, "--", "sh", "-c", script(devices)],
+            deadline + 900)
+        trouble = err.strip() if code else ""
+        for device in devices:
+            try:
+                document = json.loads((Path(scratch) / f"{device}.json").read_text("utf-8"))
+                documents[device] = {"checks": document["checks"], "totals": document["totals"]}
+            except (OSError, ValueError, KeyError):
+                said = Path(scratch) / f"{device}.err"
+                trouble += f"\n{device}: " + (
+                    said.read_text("utf-8").strip() if said.exists() else "nothing came of it")
+    return Outcome(documents, trouble.strip(), time.monotonic() - began)
+
+
+def at_a_time(memory: int) -> int:
+    """How many guests this machine has CPUs and memory for. They wait most of their time."""
+    available = next(int(line.split()[1]) for line in
+                     Path("/proc/meminfo").read_text("utf-8").splitlines()
+                     if line.startswith("MemAvailable"))
+    return max(1, min(3 * (os.cpu_count() or 1), available // 1024 // (memory + 300)))
+
+
+def table(outcomes: dict[Cell, Outcome], devices: Sequence[str]) -> str:
+    """Cell by device: passed (of which quirks), failed, skipped."""
+    width = max(len(cell.name) for cell in outcomes)
+    lines = ["  ".join(["cell".ljust(width), *(device.ljust(16) for device in devices), "s"])]
+    for cell, outcome in outcomes.items():
+        row = [cell.name.ljust(width)]
+        for device in devices:
+            if device not in outcome.documents:
+                row.append("no result".ljust(16))
+                continue
+            totals = outcome.documents[device]["totals"]
+            row.append(f"{totals['ok'] + totals['quirk']} / {totals['not ok']} / "
+                       f"{totals['skip']}".ljust(16))
+        lines.append("  ".join([*row, f"{outcome.seconds:.0f}"]))
+    return "\n".join([*lines, "(passed / failed / skipped)"])
+
+
+def reasons(outcomes: dict[Cell, Outcome]) -> str:
+    """What failed, what is a quirk, and why checks were skipped, each text once for a cell."""
+    lines = []
+    for cell, outcome in outcomes.items():
+        told: Counter[str] = Counter()
+        for device, document in outcome.documents.items():
+            for one in document["checks"]:
+                text = one["quirk"] if one["verdict"] == "quirk" else one["reason"]
+                if one["verdict"] == "not ok":
+                    text = f"{one['name']}: {text}"
+                if one["verdict"] != "ok":
+                    told[f"{one['verdict']}: {device}: {text}"] += 1
+        lines += [f"{cell.name}:", *(f"  {text}" + (f" ({count} checks)" if count > 1 else "")
+                                     for text, count in told.items())]
+        if outcome.trouble:
+            lines += [f"  trouble: {line}" for line in outcome.trouble.splitlines()]
+    return "\n".join(lines)
+
+
+def write_junit(path: Path, outcomes: dict[Cell, Outcome]) -> None:
+    """A testsuite for each cell."""
+    top = xml.Element("testsuites", name="dmaprobe matrix")
+    for cell, outcome in outcomes.items():
+        suite = xml.SubElement(top, "testsuite", name=cell.name, time=f"{outcome.seconds:.1f}")
+        for device, document in outcome.documents.items():
+            for one in document["checks"]:
+                case = xml.SubElement(suite, "testcase", classname=f"{cell.name}.{device}",
+                                      name=one["name"])
+                if one["verdict"] == "not ok":
+                    xml.SubElement(case, "failure", message="not ok").text = one["reason"]
+                elif one["verdict"] == "skip":
+                    xml.SubElement(case, "skipped", message=one["reason"] or "")
+        if outcome.trouble:
+            case = xml.SubElement(suite, "testcase", classname=cell.name, name="cell")
+            xml.SubElement(case, "failure", message="trouble").text = outcome.trouble
+    xml.indent(top)
+    xml.ElementTree(top).write(path, encoding="utf-8", xml_declaration=True)
+
+
+def main() -> int:
+    """Run the cells that were chosen."""
+    options = argparse.ArgumentParser(prog="lab matrix", description=__doc__)
+    for name, values in (("arch", guest.ARCHS), ("iommu", guest.IOMMUS), ("domain", guest.DOMAINS),
+                         ("kernel", ("stock", "vfio"))):
+        options.add_argument(f"--{name}", choices=values, action="append",
+                             help="only cells of this one; may be given several times")
+    options.add_argument("--device", choices=SUITES, action="append",
+                         help="only this device; may be given several times")
+    options.add_argument("--deadline", type=int, default=1800, metavar="SECONDS",
+                         help="end a cell after this long (default: 1800)")
+    options.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    options.add_argument("--junit", type=Path, metavar="FILE", help="also write JUnit's XML")
+    options.add_argument("--list", action="store_true", help="name the cells, and run none")
+    chosen = options.parse_args()
+    cells = [cell for cell in all_cells()
+             if all(not (wanted := getattr(chosen, name)) or getattr(cell, name) in wanted
+                    for name in ("arch", "iommu", "domain", "kernel"))]
+    devices = chosen.device or list(SUITES)
+    if not cells:
+        options.error("there is no such cell; --list names those there are")
+    if chosen.list:
+        print("\n".join(cell.name for cell in cells))
+        return 0
+
+    outcomes: dict[Cell, Outcome] = {}
+    with ThreadPoolExecutor(max_workers=at_a_time(512)) as pool:
+        running = {cell: pool.submit(run_cell, cell, devices, chosen.deadline) for cell in cells}
+        for number, cell in enumerate(cells, 1):
+            outcomes[cell] = running[cell].result()
+            print(f"lab: {number} of {len(cells)}: {cell.name}: "
+                  f"{'failed' if outcomes[cell].failed() else 'ok'}, "
+                  f"{outcomes[cell].seconds:.0f} s", file=sys.stderr, flush=True)
+    if chosen.json:
+        print(json.dumps({"cells": [{**dataclasses.asdict(cell), "name": cell.name,
+                                     **dataclasses.asdict(outcome)}
+                                    for cell, outcome in outcomes.items()]}, indent=2))
+    else:
+        print(reasons(outcomes), table(outcomes, devices), sep="\n\n")
+    if chosen.junit:
+        write_junit(chosen.junit, outcomes)
+    return 1 if any(outcome.failed() for outcome in outcomes.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
