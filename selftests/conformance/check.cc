@@ -73,6 +73,9 @@ void DeviceCheck::SetUp() {
     Check::SetUp();
     if (IsSkipped() || HasFatalFailure())
         return;
+    // Who ran before may have used up what the kernel tells in 5 s.
+    static const bool once = (selftest::Faults(3), true);
+    std::ignore = once;
     auto reached = dp::DeviceAccess::open(*session);
     ASSERT_WORKS(reached);
     access.emplace(std::move(*reached));
