@@ -386,10 +386,10 @@ def checks_see_stale_translations() -> None:
                            "DMAPROBE_EXPECT_STRICT=1", "dmaprobe", "check",
                            "--only", "After.ItIsTaken/page", "--only", "Unlink.OfAPart"], 200)
     expect(code == 1, (code, out, err))
-    expect("\nnot ok 1 After.ItIsTaken/page\n" in out, out)
+    expect("\nnot ok 2 After.ItIsTaken/page\n" in out, out)
     expect("the device wrote to memory that is no more its own" in out, out)
     # dma_iova_unlink() invalidates at once there as well.
-    expect("\nok 2 Unlink.OfAPart\n" in out, out)
+    expect("\nok 1 Unlink.OfAPart\n" in out, out)
 
 
 def lab_refuses_unknown_values() -> None:
