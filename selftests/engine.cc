@@ -99,8 +99,8 @@ TEST_F(Engine, RouteIsTheOneThatTheKernelOffers) {
     diagnose(std::format("route: {} ({})", dp::to_string(access->route()), access->why()));
     EXPECT_EQ(dp::to_string(access->route()), vfio ? "vfio" : "sysfs");
     EXPECT_FALSE(access->why().empty());
-    EXPECT_EQ(read_text(pci_path(bdf) + "/vendor"), std::format("{:#06x}", access->vendor()));
-    EXPECT_EQ(read_text(pci_path(bdf) + "/device"), std::format("{:#06x}", access->device()));
+    EXPECT_EQ(read_text(pci_path(bdf) + "/vendor"), std::format("{:#06x}", access->ids().vendor));
+    EXPECT_EQ(read_text(pci_path(bdf) + "/device"), std::format("{:#06x}", access->ids().device));
 }
 
 TEST_F(Engine, ForcedRoute) {

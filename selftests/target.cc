@@ -238,25 +238,25 @@ Result<std::vector<std::byte>> Target::get(std::size_t offset, std::size_t lengt
     return got;
 }
 
-Iova Target::at(std::size_t offset) const {
-    std::uint64_t left = offset;
+std::pair<const Segment*, Size> Target::find(std::size_t offset) const {
+    Size left(offset);
     for (const Segment& segment : segments_) {
-        if (left < segment.length.value())
-            return segment.addr + Size(left);
-        left -= segment.length.value();
+        if (left < segment.length)
+            return {&segment, left};
+        left -= segment.length;
     }
-    // One past the end, and beyond.
-    return segments_.back().addr + segments_.back().length + Size(left);
+    return {nullptr, left};
+}
+
+Iova Target::at(std::size_t offset) const {
+    const auto [segment, inside] = find(offset);
+    return segment ? segment->addr + inside
+                   : segments_.back().addr + segments_.back().length + inside;
 }
 
 std::size_t Target::contiguous(std::size_t offset) const {
-    std::uint64_t left = offset;
-    for (const Segment& segment : segments_) {
-        if (left < segment.length.value())
-            return segment.length.value() - left;
-        left -= segment.length.value();
-    }
-    return 0;
+    const auto [segment, inside] = find(offset);
+    return segment ? (segment->length - inside).value() : 0;
 }
 
 Result<void> Target::end() {

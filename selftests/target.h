@@ -19,6 +19,7 @@
 #include <optional>
 #include <span>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace selftest {
@@ -61,7 +62,7 @@ public:
 
     /* What the device is given. */
     const std::vector<dmaprobe::Segment>& segments() const { return segments_; }
-    /* The address of a byte. */
+    /* The address of a byte, or one behind the last of them. */
     dmaprobe::Iova at(std::size_t offset) const;
     /* Bytes from this one on that lie in one segment. */
     std::size_t contiguous(std::size_t offset) const;
@@ -82,6 +83,8 @@ private:
     dmaprobe::Result<void> share(const dmaprobe::Session& session);
     dmaprobe::Result<void> sync(bool for_cpu) const;
     std::span<std::byte> bytes() const;
+    /* The segment that has a byte, and where in it; none past the end, and how far. */
+    std::pair<const dmaprobe::Segment*, dmaprobe::Size> find(std::size_t offset) const;
 
     Way way_;
     dmaprobe::Size length_;

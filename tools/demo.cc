@@ -554,7 +554,7 @@ Result<void> Demo::find_engine(Step& step) {
     limits_ = *limits;
 
     step.say("BARs and config space through {}: {}", route_, access_->why());
-    step.say("{:04x}:{:04x} is {}{}", access_->vendor(), access_->device(),
+    step.say("{:04x}:{:04x} is {}{}", access_->ids().vendor, access_->ids().device,
              engine_->traits().description, engine_->emulated() ? ", which is emulated" : "");
     step.say("it reaches {} bits of addresses, so the DMA mask is now {:#x}", std::bit_width(mask),
              limits_.dma_mask);

@@ -414,12 +414,6 @@ Route DeviceAccess::route() const noexcept {
 const std::string& DeviceAccess::why() const noexcept {
     return state_->why;
 }
-std::uint16_t DeviceAccess::vendor() const noexcept {
-    return state_->ids.vendor;
-}
-std::uint16_t DeviceAccess::device() const noexcept {
-    return state_->ids.device;
-}
 const DeviceIds& DeviceAccess::ids() const noexcept {
     return state_->ids;
 }

@@ -149,10 +149,6 @@ public:
     [[nodiscard]] Route route() const noexcept;
     /// Why this route and not the other, in one line.
     [[nodiscard]] const std::string& why() const noexcept;
-    /// Vendor id from config space.
-    [[nodiscard]] std::uint16_t vendor() const noexcept;
-    /// Device id from config space.
-    [[nodiscard]] std::uint16_t device() const noexcept;
     /// Both ids and the class from config space.
     [[nodiscard]] const DeviceIds& ids() const noexcept;
 

@@ -448,7 +448,8 @@ private:
                 }
                 return std::unexpected(std::move(came.error()));
             }
-        const auto end = Clock::now() + (&queue == &*io_ ? deadline() : ready_within_);
+        const milliseconds patience = &queue == &*io_ ? deadline() : ready_within_;
+        const auto end = Clock::now() + patience;
         const volatile std::uint32_t* entry = nullptr;
         for (unsigned looked = 0;; looked++) {
             const bool late = Clock::now() >= end;
@@ -471,7 +472,7 @@ private:
                 broken_ = true;
                 return std::unexpected(
                     Error{ETIMEDOUT, op,
-                          std::format("the device was not done after {} ms", deadline().count())});
+                          std::format("the device was not done after {} ms", patience.count())});
             }
             std::this_thread::sleep_for(std::chrono::microseconds(100));
         }
