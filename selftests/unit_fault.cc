@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <fcntl.h>
+#include <format>
 #include <random>
 #include <string>
 #include <unistd.h>
@@ -146,6 +147,36 @@ TEST(Fault, VirtioIommu) {
     EXPECT_EQ(strange->access, FaultAccess::unknown);
 }
 
+// By the driver's source.
+TEST(Fault, Riscv) {
+    const auto f =
+        parse_fault("4,1,2,-;riscv_iommu_pci 0000:00:03.0: Fault 15 devid: 0x109 iotval: "
+                    "ffdfe010 iotval2: 0\n SUBSYSTEM=pci\n");
+
+    expect_access(f, {0, 1, 1, 1}, Iova(0xffdfe010), FaultAccess::write);
+    EXPECT_FALSE(f->domain_told);
+    EXPECT_EQ(f->platform, "riscv");
+    EXPECT_EQ(f->reason, "cause 15");
+    const auto line = [](unsigned cause, const char* device) {
+        return std::format("riscv,iommu 10100000.iommu: Fault {} devid: {} iotval: 1000 iotval2: 7",
+                           cause, device);
+    };
+    for (const unsigned cause : {5, 13, 21})
+        expect_access(parse_fault(line(cause, "0x8")), {0, 0, 1, 0}, Iova(0x1000),
+                      FaultAccess::read);
+    for (const unsigned cause : {7, 15, 23})
+        expect_access(parse_fault(line(cause, "0x8")), {0, 0, 1, 0}, Iova(0x1000),
+                      FaultAccess::write);
+    expect_access(parse_fault(line(12, "0x8")), {0, 0, 1, 0}, Iova(0x1000), FaultAccess::unknown);
+
+    const auto invalid = parse_fault(line(258, "0x8"));
+    ASSERT_TRUE(invalid);
+    EXPECT_FALSE(invalid->iova) << "the device has no entry, so nothing was translated";
+    const auto strange = parse_fault(line(13, "0x10008"));
+    ASSERT_TRUE(strange);
+    EXPECT_FALSE(strange->bdf) << "not a requester id";
+}
+
 // As Linux tells an event of SMMUv3: the words, and what newer kernels say of them.
 constexpr const char* smmu_log[] = {
     "3,10,5000000,-;arm-smmu-v3 9050000.smmuv3: event 0x10 received:\n SUBSYSTEM=platform\n",
@@ -263,6 +294,11 @@ TEST(Fault, WhatIsNone) {
           "virtio_iommu virtio0: page fault from EP 8 at 0x1000",
           "virtio_iommu virtio0: it is a page fault from EP 8 at 0x1000 [R]",
           "virtio_iommu virtio0: page fault from EP 8 or so",
+          "riscv_iommu_pci 0000:00:03.0: Fault 15 devid: 0x109",
+          "riscv_iommu_pci 0000:00:03.0: Fault 15 devid: 0x109 iotval: 1000",
+          "riscv_iommu_pci 0000:00:03.0: Fault 15 devid: 109 iotval: 1000 iotval2: 0",
+          "riscv_iommu_pci 0000:00:03.0: Fault x devid: 0x109 iotval: 1000 iotval2: 0",
+          "riscv_iommu_pci 0000:00:03.0: Fault 15 devid: 0x109 iotval: 1000 iotval2: 0 more",
           "arm-smmu-v3 a.0: event 0x10 received:",
           "arm-smmu-v3 a.0: \t0x0000010000000010",
           "arm-smmu-v3 a.0"})
@@ -309,7 +345,9 @@ TEST(Fault, DamagedLines) {
           "0xffdfe000 [fault reason 0x05] PTE Write access is not set\n",
           "3,1234,56789012,-;vfio-pci 0000:c1:00.1: AMD-Vi: Event logged [IO_PAGE_FAULT "
           "domain=0x0011 address=0xfffffffdf8020200 flags=0x0020]\n",
-          "3,1234,56789012,-;virtio_iommu virtio4: page fault from EP 265 at 0xffdfe010 [W]\n"})
+          "3,1234,56789012,-;virtio_iommu virtio4: page fault from EP 265 at 0xffdfe010 [W]\n",
+          "4,1,2,-;riscv_iommu_pci 0000:00:03.0: Fault 15 devid: 0x109 iotval: ffdfe010 iotval2: "
+          "0\n"})
         damage(good, random);
 }
 

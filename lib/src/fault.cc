@@ -210,6 +210,48 @@ bool parse_virtio(std::string_view text, Fault& fault) {
     return true;
 }
 
+/// RISC-V, drivers/iommu/riscv/iommu.c, riscv_iommu_fault(); the cause is a number of the
+/// specification's table "Fault record CAUSE field encodings":
+///   riscv_iommu_pci 0000:00:03.0: Fault 15 devid: 0x100 iotval: ffdfe010 iotval2: 0
+bool parse_riscv(std::string_view text, Fault& fault) {
+    Scanner scan(text);
+    if (!scan.after(": Fault "))
+        return false;
+    const auto cause = scan.number(10);
+    if (!cause || !scan.skip(" devid: 0x"))
+        return false;
+    const auto device = scan.hex();
+    if (!device || !scan.skip(" iotval: "))
+        return false;
+    const auto iotval = scan.hex();
+    if (!iotval || !scan.skip(" iotval2: ") || !scan.hex() || !scan.rest().empty())
+        return false;
+    if (*device <= 0xffff) {
+        fault.bdf = from_requester_id(*device);
+        fault.domain_told = false;
+    }
+    fault.reason = std::format("cause {}", *cause);
+    constexpr std::uint64_t last_of_an_address = 23;
+    if (*cause > last_of_an_address)
+        return true;
+    fault.iova = Iova(*iotval);
+    switch (*cause) {
+    case 5: // access faults, page faults and guest page faults: of loads
+    case 13:
+    case 21:
+        fault.access = FaultAccess::read;
+        break;
+    case 7: // and of stores
+    case 15:
+    case 23:
+        fault.access = FaultAccess::write;
+        break;
+    default:
+        break;
+    }
+    return true;
+}
+
 struct Parser {
     std::string_view platform;
     bool (*parse)(std::string_view text, Fault& fault);
@@ -221,6 +263,7 @@ constexpr std::array parsers{
     Parser{"vt-d", parse_vtd},
     Parser{"amd-vi", parse_amdvi},
     Parser{"virtio-iommu", parse_virtio},
+    Parser{"riscv", parse_riscv},
 };
 
 /// What SMMUv3's specification calls an event (IHI 0070, "Event records").

@@ -53,7 +53,10 @@ struct Fault {
 /// - SMMUv3 (arm/arm-smmu-v3/arm-smmu-v3.c), which tells an event in five records. It knows the
 ///   device by its StreamID, whose low 16 bits are taken for the requester id;
 /// - virtio-iommu (virtio-iommu.c), which knows the endpoint's number: on a PCI bus the requester
-///   id.
+///   id;
+/// - RISC-V's (riscv/iommu.c), which knows the device by a number, on a PCI bus the requester id.
+/// This
+///   was written by the driver's source, and never seen at work.
 class FaultParser {
 public:
     /// Take the next record. A fault when this one completes it.
