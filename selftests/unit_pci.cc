@@ -266,7 +266,20 @@ TEST_F(PciBind, Bridge) {
 TEST_F(PciBind, NoIommu) {
     file("/bus/pci/drivers/dmaprobe/unbind", "");
     add("0000:01:00.0", {});
+    refused({0, 1, 0, 0}, EOPNOTSUPP, {"IOMMU", "enable_unsafe_noiommu_mode=1"});
+    file("/module/vfio/parameters/enable_unsafe_noiommu_mode", "N\n");
     refused({0, 1, 0, 0}, EOPNOTSUPP, {"IOMMU"});
+}
+
+// VFIO has been told to take devices without an IOMMU as well. There is no domain to choose then.
+TEST_F(PciBind, NoIommuIsNeeded) {
+    file("/bus/pci/drivers/dmaprobe/unbind", "");
+    file("/module/vfio/parameters/enable_unsafe_noiommu_mode", "Y\n");
+    add("0000:01:00.0", {});
+    // The kernel of this tree never binds anything.
+    ASSERT_FAILS(PciBus(paths).bind({0, 1, 0, 0}, false), EIO);
+    EXPECT_EQ(sysfs("/bus/pci/drivers_probe"), "0000:01:00.0");
+    ASSERT_FAILS(PciBus(paths).bind({0, 1, 0, 0}, false, DefaultDomain::strict), EOPNOTSUPP);
 }
 
 TEST_F(PciBind, UsedByADriver) {

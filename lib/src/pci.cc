@@ -414,6 +414,13 @@ Result<void> set_domain(const std::string& dir, const std::string& name, std::st
     return {};
 }
 
+/// Whether VFIO takes devices that no IOMMU is in front of (drivers/vfio/group.c,
+/// vfio_group_find_or_alloc()).
+bool takes_without_iommu(const SystemPaths& paths) {
+    return file::read_line(paths.sysfs + "/module/vfio/parameters/enable_unsafe_noiommu_mode") ==
+           "Y";
+}
+
 /// Let a driver have the device again: by name, or as the kernel chooses when that fails.
 void give_to(const SystemPaths& paths, const Bdf& bdf, const std::string& driver) {
     if (file::write(driver_dir(paths, driver) + "/bind", bdf.to_string()))
@@ -468,11 +475,12 @@ Result<BindReport> PciBus::bind(const Bdf& bdf, bool force,
     if (::access((dir + "/driver_override").c_str(), W_OK) != 0)
         return failed("bind", Error{errno, "access", dir + "/driver_override"},
                       "write driver_override");
-    if (!found->group)
+    if (!found->group && !takes_without_iommu(paths_))
         return std::unexpected(Error{
             EOPNOTSUPP, "bind",
             std::format("{} has no IOMMU group: the machine has no IOMMU for it, or it is off "
-                        "(firmware setting; intel_iommu=on, amd_iommu=on)",
+                        "(firmware setting; intel_iommu=on, amd_iommu=on). Without one, VFIO takes "
+                        "it only by CONFIG_VFIO_NOIOMMU and vfio.enable_unsafe_noiommu_mode=1",
                         name)});
     if (!force) {
         if (!found->driver.empty()) {
