@@ -257,18 +257,21 @@ bool wait_for(const std::function<bool()>& condition, std::chrono::milliseconds 
 
 /*
  * Alive while faults are provoked; waits first where it must. The kernel limits
- * what it tells of VT-d's faults to 10 lines in 5 s, and each fault uses up three
+ * what it tells of faults to 10 lines in 5 s, and each one of VT-d uses up three
  * of them (drivers/iommu/intel/dmar.c, dmar_fault()).
  */
 class Faults {
 public:
-    explicit Faults(unsigned count);
+    /* As many as the kernel tells. */
+    static constexpr size_t all = SIZE_MAX;
+
+    explicit Faults(size_t count);
     Faults(const Faults&) = delete;
     Faults& operator=(const Faults&) = delete;
     ~Faults();
 
 private:
-    unsigned count_;
+    size_t count_;
 };
 
 /* A session on the device that DMAPROBE_BDF names; skips without one. */

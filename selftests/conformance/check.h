@@ -82,7 +82,7 @@ protected:
     void expect_fault(Iova at, dp::FaultAccess access);
     void expect_no_fault();
     /* How many a transfer of `unit` bytes is told as, out of the few that the kernel tells. */
-    unsigned faults_of_a_transfer() const { return unit <= 8 ? 1 : 3; }
+    std::size_t faults_of_a_transfer() const;
     /* Whether nothing leads anywhere from there on. */
     bool is_hole(Iova at, std::size_t length) const;
 
