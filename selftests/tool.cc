@@ -391,7 +391,7 @@ TEST_F(Tool, Demo) {
         EXPECT_EQ(at, asked / 4096 * 4096) << fault;
         EXPECT_GE(asked, first);
         EXPECT_LT(asked, first + 4 * page_size());
-        EXPECT_THAT(fault.value("raw", ""), HasSubstr(std::format("{:#x}", at)));
+        EXPECT_THAT(fault.value("raw", ""), HasSubstr(std::format("{:x}", at)));
         if (fault.value("step", "") == "fault_destroyed") {
             destroyed = true;
             told = fault.value("access", "") != "unknown";
@@ -554,8 +554,9 @@ TEST_F(Tool, BindWithADomain) {
     const std::string type = pci_path(bdf) + "/iommu_group/type";
     const std::string before = read_text(type);
 
-    if (!exists(type))
-        GTEST_SKIP() << "the device has no IOMMU group";
+    // "unknown" in VFIO's group for devices without an IOMMU.
+    if (!exists(type) || before == "unknown")
+        GTEST_SKIP() << "the device has no default domain";
     fails({"bind", bdf, "--domain", "fancy"}, exit_usage, {"fancy", "strict", "lazy", "identity"});
     const char* other = before == "identity" ? "strict" : "identity";
     fails({"bind", bdf, "--domain", other}, exit_failed, {bdf, before, "unbind"});

@@ -157,10 +157,12 @@ std::expected<Json, Failure> report(const dmaprobe::Bdf& bdf, const std::string&
     const auto device = PciBus().device(bdf);
     if (!device)
         return std::unexpected(failure(device.error()));
-    std::string domain;
-    if (const auto session = Session::open(bdf))
-        if (const auto told = session->domain())
-            domain = to_string(told->type);
+    const auto session = Session::open(bdf);
+    if (!session)
+        return std::unexpected(failure(session.error()));
+    const auto domain = session->domain();
+    if (!domain)
+        return std::unexpected(failure(domain.error()));
 
     Json checks = Json::array();
     std::map<std::string, int> totals = {{"ok", 0}, {"not ok", 0}, {"skip", 0}, {"quirk", 0}};
@@ -173,7 +175,7 @@ std::expected<Json, Failure> report(const dmaprobe::Bdf& bdf, const std::string&
     return Json{{"device", device_json(*device)},
                 {"kernel", kernel_release()},
                 {"virtual_machine", or_null(virtual_machine())},
-                {"domain", or_null(domain)},
+                {"domain", domain_json(*domain)},
                 {"checks", checks},
                 {"totals", totals}};
 }

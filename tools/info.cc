@@ -98,13 +98,6 @@ std::expected<Info, Failure> gather(const Args& args) {
     return info;
 }
 
-std::vector<Size> page_sizes(const Domain& domain) {
-    std::vector<Size> sizes;
-    for (std::uint64_t left = domain.pgsize_bitmap; left != 0; left &= left - 1)
-        sizes.emplace_back(std::uint64_t{1} << std::countr_zero(left));
-    return sizes;
-}
-
 Json engine_json(const Info& info) {
     if (!info.engine)
         return {};
@@ -143,29 +136,6 @@ Json limits_json(const Limits& limits) {
             {"segment_boundary_mask", hex(limits.segment_boundary_mask)},
             {"min_align_mask", hex(limits.min_align_mask)},
             {"cache_alignment", limits.cache_alignment.value()}};
-}
-
-Json domain_json(const Domain& domain) {
-    Json sizes = Json::array();
-    for (const Size size : page_sizes(domain))
-        sizes.push_back(size.value());
-    Json reserved = Json::array();
-    for (const auto& region : domain.regions) {
-        reserved.push_back({{"start", hex(region.start.value())},
-                            {"length", region.length.value()},
-                            {"type", to_string(region.type)}});
-    }
-    Json aperture;
-    if (domain.type != DomainType::none)
-        aperture = {{"start", hex(domain.aperture_start.value())},
-                    {"end", hex(domain.aperture_end.value())}};
-    return {{"type", to_string(domain.type)},
-            {"granule", domain.granule().value()},
-            {"page_sizes", sizes},
-            {"aperture", aperture},
-            {"iommu", or_null(domain.iommu)},
-            {"driver", or_null(domain.driver)},
-            {"reserved", reserved}};
 }
 
 Json to_json(const Info& info) {

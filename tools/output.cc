@@ -2,6 +2,7 @@
 // What the verbs share.
 #include "output.h"
 
+#include <bit>
 #include <cerrno>
 #include <cstdio>
 #include <format>
@@ -104,6 +105,36 @@ Json device_json(const PciDevice& device) {
         {"iommu_driver", or_null(device.iommu_driver)},
         {"engine", or_null(device.engine)},
     };
+}
+
+std::vector<dmaprobe::Size> page_sizes(const dmaprobe::Domain& domain) {
+    std::vector<dmaprobe::Size> sizes;
+    for (std::uint64_t left = domain.pgsize_bitmap; left != 0; left &= left - 1)
+        sizes.emplace_back(std::uint64_t{1} << std::countr_zero(left));
+    return sizes;
+}
+
+Json domain_json(const dmaprobe::Domain& domain) {
+    Json sizes = Json::array();
+    for (const dmaprobe::Size size : page_sizes(domain))
+        sizes.push_back(size.value());
+    Json reserved = Json::array();
+    for (const auto& region : domain.regions) {
+        reserved.push_back({{"start", hex(region.start.value())},
+                            {"length", region.length.value()},
+                            {"type", to_string(region.type)}});
+    }
+    Json aperture;
+    if (domain.type != dmaprobe::DomainType::none)
+        aperture = {{"start", hex(domain.aperture_start.value())},
+                    {"end", hex(domain.aperture_end.value())}};
+    return {{"type", to_string(domain.type)},
+            {"granule", domain.granule().value()},
+            {"page_sizes", sizes},
+            {"aperture", aperture},
+            {"iommu", or_null(domain.iommu)},
+            {"driver", or_null(domain.driver)},
+            {"reserved", reserved}};
 }
 
 std::string virtual_machine() {

@@ -101,6 +101,10 @@ Json size_json(dmaprobe::Size size);
 std::string size_text(dmaprobe::Size size);
 /// A device as `list` and `info` tell it.
 Json device_json(const dmaprobe::PciDevice& device);
+/// The page sizes of an IOMMU domain, the smallest first.
+std::vector<dmaprobe::Size> page_sizes(const dmaprobe::Domain& domain);
+/// An IOMMU domain as `info` and `check` tell it.
+Json domain_json(const dmaprobe::Domain& domain);
 
 /// Whether this machine is a virtual one, whose IOMMU is emulated then: what says so, or nothing.
 std::string virtual_machine();
