@@ -100,7 +100,7 @@ shell() {
 python() {
 	local sources
 	mapfile -t sources < <(files '*.py')
-	mypy --strict --no-error-summary selftests/check.py selftests/lab/*.py &&
+	mypy --strict --no-error-summary selftests/check.py selftests/matrix.py selftests/lab/*.py &&
 		mypy --strict --no-error-summary selftests/syzkaller/check.py &&
 		pyflakes3 "${sources[@]}" && pycodestyle --max-line-length=100 "${sources[@]}"
 }

@@ -3,9 +3,9 @@
 """lab matrix: the checks of the platform, on every IOMMU, domain and engine of the lab.
 
 Each cell is a guest. In it `dmaprobe check` runs once for each device. Cells run side by
-side as far as memory allows. Ends with a table: what passed, failed and was
-skipped in each cell, and why. Exits with 1 when a check failed, or a cell did not get
-to its end.
+side as far as memory allows. Ends with the reasons and two tables: in what the IOMMUs
+differ, and what passed, failed and was skipped in each cell. Exits with 1 when a check
+failed, or a cell did not get to its end.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import tempfile
 import time
 import xml.etree.ElementTree as xml
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ import guest  # noqa: E402
 # many, so each of its checks that want one has to wait that long: not all ways are taken.
 SUITES = {
     "edu": ["*"],
-    "nvme": ["Data.*", "*/page", "*/linked", "*/coherent", "Unlink.*", "Window.*",
+    "nvme": ["Data.*", "*/page", "*/linked", "*/coherent", "Sync.*", "Unlink.*", "Window.*",
              "InsideAGranule.*"],
     "testdev": ["*"],
 }
@@ -81,9 +81,11 @@ def all_cells() -> list[Cell]:
             # One kind of machine is enough for those that both have.
             if arch != platform.archs[0]:
                 continue
-            domains = guest.DOMAINS if iommu != "none" else ["strict"]
-            cells += [Cell(arch, iommu, domain, "stock") for domain in domains]
-    cells += [Cell("x86_64", "vtd", "strict", "vfio"), Cell("x86_64", "amdvi", "strict", "vfio"),
+            if iommu != "none":
+                cells += [Cell(arch, iommu, domain, "stock") for domain in guest.DOMAINS]
+    # Only the VFIO of lab's own kernel does without an IOMMU.
+    cells += [Cell("x86_64", "none", "strict", "vfio"),
+              Cell("x86_64", "vtd", "strict", "vfio"), Cell("x86_64", "amdvi", "strict", "vfio"),
               Cell("x86_64", "vtd", "identity", "stock", ("swiotlb=force",))]
     return cells
 
@@ -113,7 +115,7 @@ def run_cell(cell: Cell, devices: Sequence[str], deadline: int) -> Outcome:
         for device in devices:
             try:
                 document = json.loads((Path(scratch) / f"{device}.json").read_text("utf-8"))
-                documents[device] = {"checks": document["checks"], "totals": document["totals"]}
+                documents[device] = {key: document[key] for key in ("domain", "checks", "totals")}
             except (OSError, ValueError, KeyError):
                 said = Path(scratch) / f"{device}.err"
                 trouble += f"\n{device}: " + (
@@ -129,21 +131,103 @@ def at_a_time(memory: int) -> int:
     return max(1, min(3 * (os.cpu_count() or 1), available // 1024 // (memory + 300)))
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of a table, the first its head."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
 def table(outcomes: dict[Cell, Outcome], devices: Sequence[str]) -> str:
     """Cell by device: passed (of which quirks), failed, skipped."""
-    width = max(len(cell.name) for cell in outcomes)
-    lines = ["  ".join(["cell".ljust(width), *(device.ljust(16) for device in devices), "s"])]
-    for cell, outcome in outcomes.items():
-        row = [cell.name.ljust(width)]
-        for device in devices:
-            if device not in outcome.documents:
-                row.append("no result".ljust(16))
-                continue
-            totals = outcome.documents[device]["totals"]
-            row.append(f"{totals['ok'] + totals['quirk']} / {totals['not ok']} / "
-                       f"{totals['skip']}".ljust(16))
-        lines.append("  ".join([*row, f"{outcome.seconds:.0f}"]))
-    return "\n".join([*lines, "(passed / failed / skipped)"])
+    def totals(outcome: Outcome, device: str) -> str:
+        if device not in outcome.documents:
+            return "no result"
+        count = outcome.documents[device]["totals"]
+        return f"{count['ok'] + count['quirk']} / {count['not ok']} / {count['skip']}"
+
+    return aligned([["cell", *devices, "s"]] + [
+        [cell.name, *(totals(outcome, device) for device in devices), f"{outcome.seconds:.0f}"]
+        for cell, outcome in outcomes.items()]) + "\n(passed / failed / skipped)"
+
+
+# --- in what IOMMUs differ -----------------------------------------------------
+
+
+def checks_of(outcome: Outcome, name: str) -> list[dict[str, Any]]:
+    """The checks of this name that came to a verdict, of all ways and devices."""
+    return [one for document in outcome.documents.values() for one in document["checks"]
+            if one["name"].partition("/")[0] == name and one["verdict"] in ("ok", "quirk")]
+
+
+def domain_type(outcome: Outcome) -> str:
+    """What came of the domain that was asked for."""
+    return "; ".join(dict.fromkeys(document["domain"]["type"]
+                                   for document in outcome.documents.values()))
+
+
+def page_sizes(outcome: Outcome) -> str:
+    """Of the domain. Powers of two that follow one another as a range."""
+    def text(size: int) -> str:
+        bits = size.bit_length() - 1
+        return f"{1 << bits % 10}{' KMGTPE'[bits // 10]}"
+
+    runs: list[list[int]] = []
+    for document in list(outcome.documents.values())[:1]:
+        for size in document["domain"]["page_sizes"]:
+            if runs and runs[-1][-1] * 2 == size:
+                runs[-1].append(size)
+            else:
+                runs.append([size])
+    return " ".join(text(run[0]) + (f"-{text(run[-1])}" if len(run) > 1 else "") for run in runs)
+
+
+def forbidden(name: str) -> Callable[[Outcome], str]:
+    """Whether the IOMMU stops an access, and for which ways of memory it does not."""
+    def tell(outcome: Outcome) -> str:
+        checks = checks_of(outcome, name)
+        through = {one["name"].partition("/")[2] for one in checks if one["verdict"] == "quirk"}
+        stopped = {one["name"].partition("/")[2] for one in checks} - through
+        if not stopped:
+            return "let through" if through else ""
+        return "stopped" + (f", not {' '.join(sorted(through))}" if through else "")
+    return tell
+
+
+def values(name: str, key: str) -> Callable[[Outcome], str]:
+    """What a check measured, or several did."""
+    def tell(outcome: Outcome) -> str:
+        found = [one["values"][key] for one in checks_of(outcome, name) if key in one["values"]]
+        return "; ".join(dict.fromkeys(found))
+    return tell
+
+
+def window(outcome: Outcome) -> str:
+    """For how long after an unmap each device got through: the median and the longest."""
+    told = {device: one["values"] for device, document in outcome.documents.items()
+            for one in document["checks"]
+            if one["name"] == "Window.OfUnmap" and one["verdict"] in ("ok", "quirk")}
+    return "; ".join(f"{device} {seen['window_us_median']}, {seen['window_us_max']} us"
+                     for device, seen in told.items())
+
+
+DIFFERENCES: dict[str, Callable[[Outcome], str]] = {
+    "domain": domain_type,
+    "page sizes": page_sizes,
+    "write to TO_DEVICE": forbidden("Permission.WriteThroughToDevice"),
+    "read of FROM_DEVICE": forbidden("Permission.ReadThroughFromDevice"),
+    "a fault tells": values("Edge.PastTheLastGranule", "fault_tells"),
+    "reached before sync": values("Sync.OfALink", "reached_before_the_sync"),
+    "window": window,
+}
+
+
+def differences(outcomes: dict[Cell, Outcome]) -> str:
+    """In what the IOMMUs differ; only those that translate. Empty: nothing was seen of it."""
+    rows = [[cell.name, *(tell(outcome) for tell in DIFFERENCES.values())]
+            for cell, outcome in outcomes.items()
+            if any(document["domain"]["type"].startswith("dma")
+                   for document in outcome.documents.values())]
+    return aligned([["cell", *DIFFERENCES], *rows])
 
 
 def reasons(outcomes: dict[Cell, Outcome]) -> str:
@@ -223,7 +307,7 @@ def main() -> int:
                                      **dataclasses.asdict(outcome)}
                                     for cell, outcome in outcomes.items()]}, indent=2))
     else:
-        print(reasons(outcomes), table(outcomes, devices), sep="\n\n")
+        print(reasons(outcomes), differences(outcomes), table(outcomes, devices), sep="\n\n")
     if chosen.junit:
         write_junit(chosen.junit, outcomes)
     return 1 if any(outcome.failed() for outcome in outcomes.values()) else 0
