@@ -9,8 +9,11 @@
 #include <map>
 #include <set>
 
-// The files as they were when this was built, from the top of the tree.
+// The files as they were when this was built, from the top of the tree. The names are global
+// because arm64's linker takes all local ones of a section for the first.
 asm(".pushsection .rodata\n"
+    ".globl selftest_calls_csv, selftest_calls_csv_end, selftest_calls_abi, "
+    "selftest_calls_abi_end\n"
     "selftest_calls_csv: .incbin \"Documentation/api-calls.csv\"\n"
     "selftest_calls_csv_end:\n"
     "selftest_calls_abi: .incbin \"uapi/linux/dmaprobe.h\"\n"

@@ -490,13 +490,38 @@ def the_lab(_: "Suite") -> Report:
         checks_see_stale_translations])
 
 
+def planted(_: "Suite") -> Report:
+    """A platform that does wrong, as the debug kernel can be told to: the checks notice.
+
+    An IOMMU that keeps what was unmapped spoils all that comes after, so each check has a
+    guest of its own.
+    """
+    report = Report()
+    skip = "/sys/module/iommu/parameters/skip_invalidation"
+    for iommu, name, says in (
+            ("vtd", "After.ItIsTaken/page", "the device wrote to memory that is no more its own"),
+            ("vtd", "After.ItIsTaken/linked", "the device wrote to memory that is no more its own"),
+            ("vtd", "Unlink.OfAPart", "the device wrote after the unlink"),
+            ("amdvi", "Unlink.OfAPart", "the device wrote after the unlink")):
+        one = f"dmaprobe check --only {name} $DMAPROBE_BDF"
+        code, out, err = call([*LAB, "run", "--kernel", "debug", "--iommu", iommu,
+                               "--device", "testdev", "--deadline", "300", "--", "sh", "-c",
+                               f"{one} || exit 9; echo Y >{skip} || exit 8; {one}"], 900)
+        test = f"{iommu}: {name} without invalidation"
+        if code == 1 and f"\nnot ok 1 {name}\n" in out and says in out:
+            report.results.append(Result(test, "passed"))
+        else:
+            report.fail(test, f"exit code {code}\n{out}\n{err}")
+    return report
+
+
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """What runs, with which options of lab, and what make has to build for it first."""
+    """What runs, with which options of lab, and what each make has to build for it first."""
 
     run: Callable[["Suite"], Report]
     options: Sequence[str]
-    build: tuple[str, ...]
+    build: Sequence[tuple[str, ...]]
     longer: bool = False
     transports: Sequence[str] = ("ioctl",)
     only: str = ""  # a filter of GoogleTest
@@ -509,43 +534,50 @@ GUEST = ("BUILD=build/lab", "STATIC=1", "build/lab/bin/dmaprobe",
          "build/lab/selftests/dmaprobe-selftest", "build/lab/selftests/dmaprobe-conformance")
 ARM64 = ("BUILD=build/lab-arm64", "STATIC=1", *guest.ARCHS["arm64"].make,
          "build/lab-arm64/bin/dmaprobe", "build/lab-arm64/selftests/dmaprobe-conformance")
+ARM64_TESTS = (*ARM64, "build/lab-arm64/selftests/dmaprobe-selftest")
 
 # In the order in which they start: the longest first. The longer suites run only
 # when they are asked for.
 SUITES = {
-    "debug": Suite(in_guest, ["--kernel", "debug"], GUEST, longer=True, deadline=3000,
+    "debug": Suite(in_guest, ["--kernel", "debug"], [GUEST], longer=True, deadline=3000,
                    coverage=COVERAGE / "debug.json"),
-    "debug-amdvi": Suite(in_guest, ["--kernel", "debug", "--iommu", "amdvi"], GUEST, longer=True,
+    "debug-amdvi": Suite(in_guest, ["--kernel", "debug", "--iommu", "amdvi"], [GUEST], longer=True,
                          deadline=3000, coverage=COVERAGE / "debug-amdvi.json"),
-    "fuzz": Suite(in_guest, ["--kernel", "debug"], GUEST, longer=True, only="Fuzz.*",
+    "fuzz": Suite(in_guest, ["--kernel", "debug"], [GUEST], longer=True, only="Fuzz.*",
                   deadline=3000, environment="DMAPROBE_FUZZ_CALLS=100000",
                   coverage=COVERAGE / "fuzz.json"),
-    "stock": Suite(in_guest, ["--kernel", "stock"], GUEST),
-    "stable": Suite(in_guest, ["--kernel", "stable"], GUEST),
-    "vfio": Suite(in_guest, ["--kernel", "vfio"], GUEST),
+    "matrix": Suite(matrix, [], [GUEST, ARM64], longer=True, deadline=4000),
+    "arm64": Suite(in_guest, ["--arch", "arm64"], [ARM64_TESTS], longer=True),
+    "stock": Suite(in_guest, ["--kernel", "stock"], [GUEST]),
+    "stable": Suite(in_guest, ["--kernel", "stable"], [GUEST]),
+    "vfio": Suite(in_guest, ["--kernel", "vfio"], [GUEST]),
     # A cross-section of the matrix.
-    "cell-x86": Suite(matrix, ["--kernel", "vfio", "--iommu", "vtd", "--device", "nvme"], GUEST),
+    "cell-x86": Suite(matrix, ["--kernel", "vfio", "--iommu", "vtd", "--device", "nvme"], [GUEST]),
     "cell-arm64": Suite(matrix, ["--iommu", "smmuv3", "--domain", "strict", "--device", "nvme"],
-                        ARM64),
-    "nvme": Suite(in_guest, ["--kernel", "vfio", "--device", "nvme"], GUEST, only=NVME),
-    "lab": Suite(the_lab, ["--kernel", "vfio"], GUEST),
-    "unit": Suite(unit, [], (
-        f"BUILD={SANITIZED}", "SAN=1", f"{SANITIZED}/selftests/dmaprobe-unittest")),
-    "ways": Suite(in_guest, ["--kernel", "stock"], GUEST, longer=True, transports=("ring", "run")),
-    "lazy": Suite(in_guest, ["--kernel", "stock", "--domain", "lazy"], GUEST, longer=True,
+                        [ARM64]),
+    "nvme": Suite(in_guest, ["--kernel", "vfio", "--device", "nvme"], [GUEST], only=NVME),
+    "lab": Suite(the_lab, ["--kernel", "vfio"], [GUEST]),
+    "unit": Suite(unit, [], [
+        (f"BUILD={SANITIZED}", "SAN=1", f"{SANITIZED}/selftests/dmaprobe-unittest")]),
+    "ways": Suite(in_guest, ["--kernel", "stock"], [GUEST], longer=True,
+                  transports=("ring", "run")),
+    "lazy": Suite(in_guest, ["--kernel", "stock", "--domain", "lazy"], [GUEST], longer=True,
                   only=ELSEWHERE),
-    "identity": Suite(in_guest, ["--kernel", "stock", "--domain", "identity"], GUEST, longer=True,
+    "identity": Suite(in_guest, ["--kernel", "stock", "--domain", "identity"], [GUEST], longer=True,
                       only=ELSEWHERE),
-    "virtio": Suite(in_guest, ["--kernel", "vfio", "--iommu", "virtio"], GUEST, longer=True,
+    "virtio": Suite(in_guest, ["--kernel", "vfio", "--iommu", "virtio"], [GUEST], longer=True,
                     only=ELSEWHERE),
-    "nvme-sysfs": Suite(in_guest, ["--kernel", "stock", "--device", "nvme"], GUEST, longer=True,
+    "nvme-sysfs": Suite(in_guest, ["--kernel", "stock", "--device", "nvme"], [GUEST], longer=True,
                         only=NVME),
-    "testdev": Suite(in_guest, ["--kernel", "stock", "--device", "testdev"], GUEST, longer=True,
+    "nvme-arm64": Suite(in_guest, ["--arch", "arm64", "--device", "nvme"], [ARM64_TESTS],
+                        longer=True, only=NVME),
+    "testdev": Suite(in_guest, ["--kernel", "stock", "--device", "testdev"], [GUEST], longer=True,
                      only=TESTDEV),
     "swiotlb": Suite(in_guest, ["--kernel", "stock", "--domain", "identity",
-                                "--append", "swiotlb=force"], GUEST, longer=True,
+                                "--append", "swiotlb=force"], [GUEST], longer=True,
                      only="*Sg*:Segment*:*Attributes*:*Mapping*:Bars*:Resource*-*Engine*"),
-    "cost": Suite(costs, ["--kernel", "stock", "--memory", "1024"], GUEST, longer=True,
+    "planted": Suite(planted, ["--kernel", "debug"], [GUEST], longer=True),
+    "cost": Suite(costs, ["--kernel", "stock", "--memory", "1024"], [GUEST], longer=True,
                   only="Cost.*:ManyMappings.*"),
 }
 
@@ -555,9 +587,7 @@ SUITES = {
 
 def build(names: list[str]) -> str:
     """Build what the suites need; returns the output of a failed build."""
-    for goal in dict.fromkeys(SUITES[name].build for name in names):
-        if not goal:
-            continue
+    for goal in dict.fromkeys(goal for name in names for goal in SUITES[name].build):
         print(f"# make {' '.join(goal)}", flush=True)
         code, out, err = call(["make", "-s", f"-j{os.cpu_count() or 1}", *goal], 1800)
         if code:
