@@ -227,7 +227,7 @@ def differences(outcomes: dict[Cell, Outcome]) -> str:
             for cell, outcome in outcomes.items()
             if any(document["domain"]["type"].startswith("dma")
                    for document in outcome.documents.values())]
-    return aligned([["cell", *DIFFERENCES], *rows])
+    return aligned([["cell", *DIFFERENCES], *rows]) if rows else "(no IOMMU translates)"
 
 
 def reasons(outcomes: dict[Cell, Outcome]) -> str:
