@@ -31,6 +31,7 @@ using dp::Segment;
 using dp::Size;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
+using testing::HasSubstr;
 
 // What lab's disk holds (selftests/lab/guest.py, disk_image()): 64-bit words, each the number of
 // its place by this factor.
@@ -421,6 +422,24 @@ TEST_F(Nvme, OwnDriverAfterwards) {
     in.read(reinterpret_cast<char*>(got.data()), static_cast<std::streamsize>(got.size()));
     EXPECT_EQ(in.gcount(), static_cast<std::streamsize>(disk_length));
     EXPECT_TRUE(same(got, disk(0, disk_length)));
+}
+
+// The tool's whole sequence, by a device that only writes what it has, and compares.
+class NvmeDemo : public DeviceTest {};
+
+TEST_F(NvmeDemo, AllSteps) {
+    if (!read_text(pci_path(bdf) + "/class").starts_with("0x0108"))
+        GTEST_SKIP() << "the device is no NVMe controller";
+    NEEDS_IOMMU();
+    NEEDS_FAULTS();
+    if (const auto why = s.missing("dma_iova_try_alloc"))
+        GTEST_SKIP() << *why;
+    EXPECT_OK(s.close());
+    const Faults limit(Faults::all);
+    const Outcome o = run({"dmaprobe", "demo", bdf}, seconds(60));
+    EXPECT_EQ(o.code, 0) << o.out << o.err;
+    EXPECT_THAT(o.out, HasSubstr("compares both with what it has"));
+    EXPECT_THAT(o.out, HasSubstr("15 of 15 steps as they must be, 2 faults caught"));
 }
 
 } // namespace

@@ -45,6 +45,7 @@ using dmaprobe::ExtentKind;
 using dmaprobe::Fault;
 using dmaprobe::FaultAccess;
 using dmaprobe::FaultWatcher;
+using dmaprobe::Intake;
 using dmaprobe::Iova;
 using dmaprobe::IovaSpace;
 using dmaprobe::Limits;
@@ -56,10 +57,6 @@ namespace {
 
 constexpr std::uint64_t nr_pages = 4;
 constexpr Direction direction = Direction::bidirectional;
-
-/// What a DMA that is to fault asks for. One bus access: each access is a fault of its own, and the
-/// kernel tells only a few.
-constexpr Size small_dma(4);
 
 /// One step: what it tells, and what did not come out as it must.
 class Step {
@@ -115,7 +112,7 @@ private:
     Result<void> translate_all(Step& step);
     Result<void> copy_page(Step& step);
     Result<void> unlink_page(Step& step);
-    Result<void> read_hole(Step& step);
+    Result<void> reach_into_hole(Step& step);
     Result<void> copy_beside_hole(Step& step);
     Result<void> relink_page(Step& step);
     Result<void> destroy_iova(Step& step);
@@ -135,6 +132,7 @@ private:
     Result<void> check_whole(Step& step);
     Result<void> check_hole(Step& step);
     Result<void> check_no_faults(Step& step);
+    Result<void> write_both(std::uint64_t one, std::uint64_t other);
     Result<void> copy(Step& step, std::uint64_t to, std::uint64_t from);
     Result<void> expect_fault(Step& step, FaultAccess access, Iova asked);
 
@@ -147,6 +145,8 @@ private:
     std::optional<Session> session_;
     std::optional<DeviceAccess> access_;
     std::unique_ptr<Engine> engine_;
+    Intake intake_ = Intake::none; // what the engine does with memory that it reads
+    Size small_dma_;               // what a DMA that is to fault asks for
     std::optional<FaultWatcher> faults_;
     std::optional<Buffer> buffer_;
     std::optional<IovaSpace> space_;
@@ -214,9 +214,15 @@ int Demo::run() {
          &Demo::link_pages);
     step("iova_sync", "Make the links known to the IOMMU: dma_iova_sync()", &Demo::sync_iova);
     step("translate", "Ask the IOMMU's page tables: iommu_iova_to_phys()", &Demo::translate_all);
-    step("copy", "The device copies page 0 to page 3 through these IOVAs", &Demo::copy_page);
+    step("copy",
+         intake_ == Intake::stores ? "The device copies page 0 to page 3 through these IOVAs"
+                                   : "The device writes to pages 0 and 3 through these IOVAs",
+         &Demo::copy_page);
     step("iova_unlink", "Unlink page 1: dma_iova_unlink()", &Demo::unlink_page);
-    step("fault_hole", "The device is asked to read the hole", &Demo::read_hole);
+    step("fault_hole",
+         std::format("The device is asked to {} the hole",
+                     intake_ == Intake::none ? "write to" : "read"),
+         &Demo::reach_into_hole);
     step("copy_beside_hole", "The pages beside the hole still work", &Demo::copy_beside_hole);
     step("iova_relink", "Link page 1 again, since a destroy takes no holes", &Demo::relink_page);
     step("iova_destroy", "Unlink all and free the space: dma_iova_destroy()", &Demo::destroy_iova);
@@ -378,24 +384,49 @@ Result<void> Demo::check_no_faults(Step& step) {
     return {};
 }
 
-/// The device copies a page; every byte of the buffer is then as it must be.
+/// The device writes the same of its own to two pages, and compares where it can.
+Result<void> Demo::write_both(std::uint64_t one, std::uint64_t other) {
+    for (const std::uint64_t n : {one, other}) {
+        if (auto done = engine_->copy_from_device(at(n), page_size_); !done)
+            return done;
+        if (intake_ == Intake::none)
+            continue;
+        if (auto done = engine_->copy_to_device(at(n), page_size_); !done)
+            return done;
+    }
+    return {};
+}
+
+/// The device copies a page, or writes to both when it cannot keep what it reads; every byte of the
+/// buffer is then as it must be.
 Result<void> Demo::copy(Step& step, std::uint64_t to, std::uint64_t from) {
+    const bool copies = intake_ == Intake::stores;
     auto expected = snapshot();
-    std::ranges::copy(page_bytes(from),
-                      expected.begin() + static_cast<std::ptrdiff_t>(page(to).value()));
-    step.say("{}: {} from {:#x} to {:#x}, through its own memory", engine_->name(),
-             size_text(page_size_), at(from).value(), at(to).value());
+    if (copies)
+        step.say("{}: {} from {:#x} to {:#x}, through its own memory", engine_->name(),
+                 size_text(page_size_), at(from).value(), at(to).value());
+    else
+        step.say("{}: its first {} to {:#x} and to {:#x}{}", engine_->name(), size_text(page_size_),
+                 at(from).value(), at(to).value(),
+                 intake_ == Intake::compares ? ", and it compares both with what it has" : "");
     step.value("src", hex(at(from).value()));
     step.value("dst", hex(at(to).value()));
     step.value("length", page_size_.value());
 
     const auto start = std::chrono::steady_clock::now();
-    if (auto done = engine_->copy(at(to), at(from), page_size_); !done)
+    if (auto done = copies ? engine_->copy(at(to), at(from), page_size_) : write_both(from, to);
+        !done)
         return done;
     const auto took = std::chrono::duration_cast<std::chrono::milliseconds>(
         std::chrono::steady_clock::now() - start);
     step.value("milliseconds", took.count());
 
+    const auto place = [&](std::uint64_t n) {
+        return expected.begin() + static_cast<std::ptrdiff_t>(page(n).value());
+    };
+    if (!copies)
+        std::ranges::copy(page_bytes(from), place(from));
+    std::copy_n(place(from), page_size_.value(), place(to));
     const auto now = buffer_->bytes();
     std::size_t wrong = 0;
     std::size_t first_wrong = 0;
@@ -417,22 +448,26 @@ Result<void> Demo::copy(Step& step, std::uint64_t to, std::uint64_t from) {
 /// The device has been told to use `asked`, where nothing is mapped; the IOMMU must say so.
 Result<void> Demo::expect_fault(Step& step, FaultAccess access, Iova asked) {
     const auto ask = [&] {
-        return access == FaultAccess::read ? engine_->copy_to_device(asked, small_dma)
-                                           : engine_->copy_from_device(asked, small_dma);
+        auto done = access == FaultAccess::read ? engine_->copy_to_device(asked, small_dma_)
+                                                : engine_->copy_from_device(asked, small_dma_);
+        // An error tells the same as the fault. So do other bytes, which were read nowhere.
+        if (!done && (engine_->traits().sees_faults || done.error().code == EILSEQ))
+            done = {};
+        return done;
     };
-    step.say("{}: {} {} bytes at {:#x}", engine_->name(), to_string(access), small_dma.value(),
+    step.say("{}: {} {} bytes at {:#x}", engine_->name(), to_string(access), small_dma_.value(),
              asked.value());
     step.value("asked", hex(asked.value()));
     if (auto done = faults_->drain(); !done)
         return std::unexpected(done.error());
-    if (auto done = ask(); !done && !engine_->traits().sees_faults)
+    if (auto done = ask(); !done)
         return done;
     auto fault = faults_->wait(bdf_, 2s);
     if (!fault && fault.error().code == ETIMEDOUT) {
         // The kernel tells few faults in 5 seconds. When others used them up, ask once more later.
         step.say("no fault was told; asking once more when the kernel's rate limit has passed");
         std::this_thread::sleep_for(6s);
-        if (auto done = ask(); !done && !engine_->traits().sees_faults)
+        if (auto done = ask(); !done)
             return done;
         fault = faults_->wait(bdf_, 2s);
     }
@@ -441,6 +476,13 @@ Result<void> Demo::expect_fault(Step& step, FaultAccess access, Iova asked) {
             return std::unexpected(fault.error());
         step.mismatch("the IOMMU reported no fault that is known here");
         return {};
+    }
+
+    // Each access of the bus is a fault of its own.
+    if (small_dma_ > Size(8)) {
+        std::this_thread::sleep_for(100ms);
+        if (auto rest = faults_->drain(); !rest)
+            return std::unexpected(rest.error());
     }
 
     Json json = fault_json(*fault, current_, asked);
@@ -540,8 +582,14 @@ Result<void> Demo::find_engine(Step& step) {
         return std::unexpected(engine.error());
     }
     engine_ = std::move(*engine);
-    if (engine_->traits().intake != dmaprobe::Intake::stores)
-        skip_ = Skip{std::format("{} cannot copy memory to memory", engine_->traits().description)};
+    const auto& able = engine_->traits();
+    intake_ = able.intake;
+    small_dma_ = std::max(Size(4), able.block);
+    if (able.max_transfer < page_size_ || able.block > page_size_ ||
+        able.device_memory < page_size_)
+        skip_ = Skip{std::format("{} does not move a page at once, but {} to {}", able.description,
+                                 size_text(able.block),
+                                 size_text(std::min(able.max_transfer, able.device_memory)))};
 
     auto faults = FaultWatcher::open();
     if (!faults)
@@ -693,8 +741,9 @@ Result<void> Demo::unlink_page(Step& step) {
     return {};
 }
 
-Result<void> Demo::read_hole(Step& step) {
-    return expect_fault(step, FaultAccess::read, at(1));
+Result<void> Demo::reach_into_hole(Step& step) {
+    return expect_fault(step, intake_ == Intake::none ? FaultAccess::write : FaultAccess::read,
+                        at(1));
 }
 
 Result<void> Demo::copy_beside_hole(Step& step) {
@@ -723,8 +772,8 @@ Result<void> Demo::destroy_iova(Step& step) {
 }
 
 Result<void> Demo::write_after_destroy(Step& step) {
-    // Page 3 holds a copy of what page 0 was, while the device's own memory holds page 2: a write
-    // that came through would show.
+    // What the device may write is in none of these bytes: a write that came through would show.
+    std::ranges::fill(page_bytes(3), std::byte{0xa5});
     const auto before = snapshot();
     if (auto done = expect_fault(step, FaultAccess::write, at(3)); !done)
         return done;
