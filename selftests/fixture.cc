@@ -184,15 +184,13 @@ bool wait_for(const std::function<bool()>& condition, std::chrono::milliseconds 
 // When the last faults were told, in order.
 static std::deque<std::chrono::steady_clock::time_point> told;
 
-// How many the kernel tells of in 5 s, and some less where there are more.
-static size_t faults_in_a_burst() {
-    return access("/sys/class/iommu/dmar0", F_OK) == 0 ? 3 : 8;
-}
-
-Faults::Faults(size_t count) : count_(std::min(count, faults_in_a_burst())) {
+Faults::Faults(size_t count) {
+    // How many the kernel tells of in an interval, and some less where there are more.
+    static const size_t burst = access("/sys/class/iommu/dmar0", F_OK) == 0 ? 3 : 8;
     constexpr auto interval = std::chrono::milliseconds(5200);
 
-    for (; !told.empty() && told.size() + count_ > faults_in_a_burst(); told.pop_front())
+    count_ = std::min(count, burst);
+    for (; !told.empty() && told.size() + count_ > burst; told.pop_front())
         std::this_thread::sleep_until(told.front() + interval);
 }
 

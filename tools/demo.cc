@@ -128,6 +128,13 @@ private:
         return {buffer_->bytes().begin(), buffer_->bytes().end()};
     }
 
+    /// What the engine does with memory that it reads.
+    [[nodiscard]] Intake intake() const {
+        return engine_ ? engine_->traits().intake : Intake::none;
+    }
+    /// What a DMA that is to fault asks for.
+    [[nodiscard]] Size small_dma() const { return std::max(Size(4), engine_->traits().block); }
+
     Result<std::vector<Extent>> look(Step& step, Iova from, Size length);
     Result<void> check_whole(Step& step);
     Result<void> check_hole(Step& step);
@@ -145,8 +152,6 @@ private:
     std::optional<Session> session_;
     std::optional<DeviceAccess> access_;
     std::unique_ptr<Engine> engine_;
-    Intake intake_ = Intake::none; // what the engine does with memory that it reads
-    Size small_dma_;               // what a DMA that is to fault asks for
     std::optional<FaultWatcher> faults_;
     std::optional<Buffer> buffer_;
     std::optional<IovaSpace> space_;
@@ -215,13 +220,13 @@ int Demo::run() {
     step("iova_sync", "Make the links known to the IOMMU: dma_iova_sync()", &Demo::sync_iova);
     step("translate", "Ask the IOMMU's page tables: iommu_iova_to_phys()", &Demo::translate_all);
     step("copy",
-         intake_ == Intake::stores ? "The device copies page 0 to page 3 through these IOVAs"
-                                   : "The device writes to pages 0 and 3 through these IOVAs",
+         intake() == Intake::stores ? "The device copies page 0 to page 3 through these IOVAs"
+                                    : "The device writes to pages 0 and 3 through these IOVAs",
          &Demo::copy_page);
     step("iova_unlink", "Unlink page 1: dma_iova_unlink()", &Demo::unlink_page);
     step("fault_hole",
          std::format("The device is asked to {} the hole",
-                     intake_ == Intake::none ? "write to" : "read"),
+                     intake() == Intake::none ? "write to" : "read"),
          &Demo::reach_into_hole);
     step("copy_beside_hole", "The pages beside the hole still work", &Demo::copy_beside_hole);
     step("iova_relink", "Link page 1 again, since a destroy takes no holes", &Demo::relink_page);
@@ -389,7 +394,7 @@ Result<void> Demo::write_both(std::uint64_t one, std::uint64_t other) {
     for (const std::uint64_t n : {one, other}) {
         if (auto done = engine_->copy_from_device(at(n), page_size_); !done)
             return done;
-        if (intake_ == Intake::none)
+        if (intake() == Intake::none)
             continue;
         if (auto done = engine_->copy_to_device(at(n), page_size_); !done)
             return done;
@@ -400,7 +405,7 @@ Result<void> Demo::write_both(std::uint64_t one, std::uint64_t other) {
 /// The device copies a page, or writes to both when it cannot keep what it reads; every byte of the
 /// buffer is then as it must be.
 Result<void> Demo::copy(Step& step, std::uint64_t to, std::uint64_t from) {
-    const bool copies = intake_ == Intake::stores;
+    const bool copies = intake() == Intake::stores;
     const auto before = snapshot();
     if (copies)
         step.say("{}: {} from {:#x} to {:#x}, through its own memory", engine_->name(),
@@ -408,7 +413,7 @@ Result<void> Demo::copy(Step& step, std::uint64_t to, std::uint64_t from) {
     else
         step.say("{}: its first {} to {:#x} and to {:#x}{}", engine_->name(), size_text(page_size_),
                  at(from).value(), at(to).value(),
-                 intake_ == Intake::compares ? ", and it compares both with what it has" : "");
+                 intake() == Intake::compares ? ", and it compares both with what it has" : "");
     step.value("src", hex(at(from).value()));
     step.value("dst", hex(at(to).value()));
     step.value("length", page_size_.value());
@@ -449,14 +454,14 @@ Result<void> Demo::copy(Step& step, std::uint64_t to, std::uint64_t from) {
 /// The device has been told to use `asked`, where nothing is mapped; the IOMMU must say so.
 Result<void> Demo::expect_fault(Step& step, FaultAccess access, Iova asked) {
     const auto ask = [&] {
-        auto done = access == FaultAccess::read ? engine_->copy_to_device(asked, small_dma_)
-                                                : engine_->copy_from_device(asked, small_dma_);
+        auto done = access == FaultAccess::read ? engine_->copy_to_device(asked, small_dma())
+                                                : engine_->copy_from_device(asked, small_dma());
         // An error tells the same as the fault. So do other bytes, which were read nowhere.
         if (!done && (engine_->traits().sees_faults || done.error().code == EILSEQ))
             done = {};
         return done;
     };
-    step.say("{}: {} {} bytes at {:#x}", engine_->name(), to_string(access), small_dma_.value(),
+    step.say("{}: {} {} bytes at {:#x}", engine_->name(), to_string(access), small_dma().value(),
              asked.value());
     step.value("asked", hex(asked.value()));
     if (auto done = faults_->drain(); !done)
@@ -480,7 +485,7 @@ Result<void> Demo::expect_fault(Step& step, FaultAccess access, Iova asked) {
     }
 
     // Each access of the bus is a fault of its own.
-    if (small_dma_ > Size(8)) {
+    if (small_dma() > Size(8)) {
         std::this_thread::sleep_for(100ms);
         if (auto rest = faults_->drain(); !rest)
             return std::unexpected(rest.error());
@@ -584,8 +589,6 @@ Result<void> Demo::find_engine(Step& step) {
     }
     engine_ = std::move(*engine);
     const auto& able = engine_->traits();
-    intake_ = able.intake;
-    small_dma_ = std::max(Size(4), able.block);
     if (able.max_transfer < page_size_ || able.block > page_size_ ||
         able.device_memory < page_size_)
         skip_ = Skip{std::format("{} does not move a page at once, but {} to {}", able.description,
@@ -743,7 +746,7 @@ Result<void> Demo::unlink_page(Step& step) {
 }
 
 Result<void> Demo::reach_into_hole(Step& step) {
-    return expect_fault(step, intake_ == Intake::none ? FaultAccess::write : FaultAccess::read,
+    return expect_fault(step, intake() == Intake::none ? FaultAccess::write : FaultAccess::read,
                         at(1));
 }
 
