@@ -129,8 +129,8 @@ def boot(options: argparse.Namespace, command: list[str] | None) -> int:
                 "LAB_DEVICE": options.device[0],
                 "LAB_SHELL": "" if command else "1",
                 "LAB_COVERAGE": guest.COVERAGE if options.coverage else ""}
-    initrd = guest.initramfs(kernel, settings, shlex.join(command or []), module, programs,
-                             options.device)
+    initrd = guest.initramfs(kernel, settings, shlex.join(command or []), module,
+                             [*programs, *options.file], options.device)
     accelerator = guest.accelerator_for(machine)
     boot_deadline = 0.0
     if command:
@@ -223,6 +223,9 @@ def parser() -> argparse.ArgumentParser:
     machine.add_argument("--out", type=Path, metavar="DIR",
                          help="where the files in the guest's /out go")
 
+    machine.add_argument("--file", type=Path, action="append", default=[], metavar="FILE",
+                         help="take a program or script along: /bin/NAME in the guest; "
+                              "statically linked, since the guest has no libraries")
     machine.add_argument("--coverage", type=Path, metavar="FILE",
                          help="with the debug kernel: write to FILE which lines of the module "
                               "ran; see lab coverage")
