@@ -138,7 +138,8 @@ DISK_FACTOR = 0x9E3779B97F4A7C15
 # to what leaked stay, so that kmemleak does not see that it leaked.
 KERNELS = {
     "debug": Platform(kernel=["dma_debug_entries=200000", "kasan_multi_shot",
-                              "printk.devkmsg=on", "slab_debug=Z,kmalloc-*"], memory=1024),
+                              "printk.devkmsg=on", "slab_debug=Z,kmalloc-*",
+                              "iommu.debug_pagealloc=1"], memory=1024),
 }
 
 # Texts by which a kernel reports a bug of its own. Faults that an IOMMU reports
