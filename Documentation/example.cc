@@ -17,7 +17,7 @@ static Result<void> run(const char* bdf) {
     auto pages = Buffer::scattered(*session, 16_KiB);
     if (!pages)
         return std::unexpected(pages.error());
-    auto space = IovaSpace::try_alloc(*session, pages->length());
+    auto space = IovaSpace::alloc(*session, pages->length());
     if (!space)
         return std::unexpected(space.error());
 

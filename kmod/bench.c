@@ -12,11 +12,6 @@
 /* Rounds between two looks at signals, the scheduler and the device. */
 #define BENCH_BATCH	1024
 
-int dmaprobe_op_nop(struct dmaprobe_ucmd *ucmd)
-{
-	return 0;
-}
-
 static int bench_nop(struct dmaprobe_ucmd *ucmd, u32 count)
 {
 	struct dmaprobe_bench *cmd = ucmd->cmd;
@@ -43,8 +38,7 @@ static int bench_map_page(struct dmaprobe_ucmd *ucmd, u32 count)
 		dmaprobe_buffer_get(ucmd, cmd->buffer_id);
 	if (IS_ERR(buf))
 		return PTR_ERR(buf);
-	ret = dmaprobe_buffer_range(buf, 0, PAGE_SIZE, DMAPROBE_DIR_TO_DEVICE,
-				    &phys) ?:
+	ret = dmaprobe_buffer_range(buf, 0, PAGE_SIZE, DMAPROBE_DIR_TO_DEVICE, &phys) ?:
 	      dmaprobe_check_reach(ucmd->session->dd, phys, PAGE_SIZE, 0);
 	if (ret)
 		return ret;
@@ -69,16 +63,20 @@ static int bench_map_page(struct dmaprobe_ucmd *ucmd, u32 count)
 static int bench_batch(struct dmaprobe_ucmd *ucmd, u32 count)
 {
 	struct dmaprobe_bench *cmd = ucmd->cmd;
+	struct dmaprobe_session *s = ucmd->session;
+	int ret;
 
-	guard(rwsem_read)(&ucmd->session->dd->unplug_lock);
-	if (!ucmd->session->dd->pdev)
+	guard(rwsem_read)(&s->dd->group->lock);
+	if (s->dd->unplugged)
 		return -ENODEV;
-	switch (cmd->kind) {
-	case DMAPROBE_BENCH_NOP:
+	if (cmd->kind == DMAPROBE_BENCH_NOP)
 		return bench_nop(ucmd, count);
-	default:
-		return bench_map_page(ucmd, count);
-	}
+	ret = dmaprobe_address_get(s);
+	if (ret)
+		return ret;
+	ret = bench_map_page(ucmd, count);
+	dmaprobe_address_put(s);
+	return ret;
 }
 
 int dmaprobe_op_bench(struct dmaprobe_ucmd *ucmd)

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Buffers: memory for a device to reach, allocated here or pinned.
+ * Buffers: memory for a device to reach, allocated here or pinned (pin.c).
  *
- * Contiguous and scattered buffers are arrays of single pages, each with a
- * reference count of its own, so that the program's mappings can outlive them. The
- * pages of a kmalloc buffer are the slab allocator's, those of a pinned one the
- * program's: neither is mmapped from here.
+ * Contiguous and scattered buffers are arrays of single pages, each with a reference
+ * count of its own, so that mmaps of them can outlast the device; each mmap holds the
+ * buffer as well. The pages of a kmalloc buffer are the slab allocator's, those of a
+ * pinned one the program's: neither is mmapped from here.
  */
 #include <linux/mm.h>
 #include <linux/nodemask.h>
@@ -21,17 +21,13 @@
 #define BUFFER_MAX_LENGTH	SZ_1G
 #define KMALLOC_MAX_LENGTH	SZ_64K
 
-/* Pages that are pinned and unpinned without a look at signals and scheduler. */
-#define PIN_BATCH		512UL
-
 /* As for allocations: a failure is quiet, and nobody is killed to make room. */
 #define BUFFER_GFP	(GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_NOWARN | \
 			 __GFP_RETRY_MAYFAIL)
 
 static struct dmaprobe_buffer *obj_buffer(struct dmaprobe_object *obj)
 {
-	return container_of(dmaprobe_obj_memory(obj), struct dmaprobe_buffer,
-			    mem);
+	return container_of(dmaprobe_obj_memory(obj), struct dmaprobe_buffer, mem);
 }
 
 static_assert(offsetof(struct dmaprobe_buffer, mem) == 0);
@@ -74,7 +70,7 @@ static int alloc_scattered(struct dmaprobe_memory *mem, unsigned long nr,
 		mem->pages[done] = page;
 		cond_resched();
 	}
-	sort(mem->pages, nr_pieces, sizeof(*mem->pages), cmp_pages, NULL);
+	sort_nonatomic(mem->pages, nr_pieces, sizeof(*mem->pages), cmp_pages, NULL);
 
 	/* From the end, so that no piece is overwritten before its turn. */
 	while (done--) {
@@ -92,8 +88,7 @@ err:
 	return ret;
 }
 
-static int alloc_contiguous(struct dmaprobe_memory *mem, unsigned long nr,
-			    int node, gfp_t gfp)
+static int alloc_contiguous(struct dmaprobe_memory *mem, unsigned long nr, int node, gfp_t gfp)
 {
 	unsigned int order = get_order(nr << PAGE_SHIFT);
 	struct page *page;
@@ -112,14 +107,13 @@ static int alloc_contiguous(struct dmaprobe_memory *mem, unsigned long nr,
 }
 
 /*
- * The device reaches the whole pages that are mapped, so nobody else may have a
- * part of them. What is too large for a cache gets pages of its own, from the
- * start of a page on.
+ * The device reaches the whole pages that are mapped, so nobody else may have a part of
+ * them. What is too large for a cache gets pages of its own, from the start of a page
+ * on.
  */
 static size_t kmalloc_bytes(const struct dmaprobe_buffer_alloc *cmd)
 {
-	return max_t(size_t, cmd->offset + cmd->length,
-		     KMALLOC_MAX_CACHE_SIZE + 1);
+	return max_t(size_t, cmd->offset + cmd->length, KMALLOC_MAX_CACHE_SIZE + 1);
 }
 
 static int alloc_kmalloc(struct dmaprobe_buffer *buf, unsigned long nr,
@@ -137,51 +131,9 @@ static int alloc_kmalloc(struct dmaprobe_buffer *buf, unsigned long nr,
 	return 0;
 }
 
-static void unpin(struct dmaprobe_session *s, struct dmaprobe_buffer *buf)
-{
-	struct dmaprobe_memory *mem = &buf->mem;
-	unsigned long done, n;
-
-	for (done = 0; done < mem->nr_pages; done += n) {
-		n = min(mem->nr_pages - done, PIN_BATCH);
-		unpin_user_pages_dirty_lock(mem->pages + done, n,
-					    !buf->read_only);
-		cond_resched();
-	}
-	atomic_long_sub(mem->nr_pages, &s->nr_pinned);
-}
-
-static int pin(struct dmaprobe_session *s, struct dmaprobe_buffer *buf,
-	       unsigned long addr, unsigned long nr)
-{
-	unsigned int flags = FOLL_LONGTERM | (buf->read_only ? 0 : FOLL_WRITE);
-	struct dmaprobe_memory *mem = &buf->mem;
-
-	while (mem->nr_pages < nr) {
-		unsigned long n = min(nr - mem->nr_pages, PIN_BATCH);
-		int got;
-
-		if (fatal_signal_pending(current))
-			return -EINTR;
-		got = pin_user_pages_fast(addr + (mem->nr_pages << PAGE_SHIFT),
-					  n, flags, mem->pages + mem->nr_pages);
-		if (got <= 0) {
-			if (fatal_signal_pending(current))
-				return -EINTR;
-			/* The last two: no memory to move the pages to. */
-			return got == -ENOMEM || got == -EAGAIN || got == -EBUSY ?
-				-ENOMEM : -EFAULT;
-		}
-		mem->nr_pages += got;
-		atomic_long_add(got, &s->nr_pinned);
-		cond_resched();
-	}
-	return 0;
-}
-
-/* A buffer without pages, with room for @nr, which is charged @charge. */
-static struct dmaprobe_buffer *buffer_new(struct dmaprobe_session *s,
-					  unsigned long nr, unsigned long charge)
+/* Make a buffer without pages, with room for @nr of them. */
+struct dmaprobe_buffer *dmaprobe_buffer_new(struct dmaprobe_session *s,
+					    unsigned long nr, unsigned long charge)
 {
 	struct dmaprobe_buffer *buf;
 
@@ -191,8 +143,7 @@ static struct dmaprobe_buffer *buffer_new(struct dmaprobe_session *s,
 	if (dmaprobe_charge(s, charge))
 		goto err_free;
 	buf->charged = charge;
-	buf->mem.pages = kvmalloc_array(nr, sizeof(*buf->mem.pages),
-					GFP_KERNEL_ACCOUNT);
+	buf->mem.pages = kvmalloc_array(nr, sizeof(*buf->mem.pages), GFP_KERNEL_ACCOUNT);
 	if (!buf->mem.pages)
 		goto err_uncharge;
 	return buf;
@@ -210,7 +161,7 @@ static void buffer_clear(struct dmaprobe_session *s, struct dmaprobe_buffer *buf
 	unsigned long i;
 
 	if (buf->pinned)
-		unpin(s, buf);
+		dmaprobe_unpin(s, buf);
 	for (i = 0; !buf->pinned && !buf->kmem && i < buf->mem.nr_pages; i++) {
 		put_page(buf->mem.pages[i]);
 		cond_resched();
@@ -220,10 +171,32 @@ static void buffer_clear(struct dmaprobe_session *s, struct dmaprobe_buffer *buf
 	dmaprobe_uncharge(s, buf->charged);
 }
 
+/* Free a buffer that was never added. */
+void dmaprobe_buffer_free(struct dmaprobe_session *s, struct dmaprobe_buffer *buf)
+{
+	buffer_clear(s, buf);
+	kfree(buf);
+}
+
 static void buffer_release(struct dmaprobe_object *obj)
 {
 	buffer_clear(obj->session, obj_buffer(obj));
 }
+
+static void vma_open(struct vm_area_struct *vma)
+{
+	dmaprobe_object_hold(vma->vm_private_data);
+}
+
+static void vma_close(struct vm_area_struct *vma)
+{
+	dmaprobe_object_put(vma->vm_private_data);
+}
+
+static const struct vm_operations_struct buffer_vm_ops = {
+	.open = vma_open,
+	.close = vma_close,
+};
 
 static int buffer_mmap(struct dmaprobe_object *obj, struct vm_area_struct *vma,
 		       unsigned long first)
@@ -231,13 +204,20 @@ static int buffer_mmap(struct dmaprobe_object *obj, struct vm_area_struct *vma,
 	struct dmaprobe_buffer *buf = obj_buffer(obj);
 	struct dmaprobe_memory *mem = &buf->mem;
 	unsigned long nr = vma_pages(vma);
+	int ret;
 
 	if (buf->pinned || buf->kmem)
 		return -EINVAL;
 	if (first >= mem->nr_pages || nr > mem->nr_pages - first)
 		return -EINVAL;
 	vm_flags_set(vma, VM_DONTEXPAND | VM_DONTDUMP);
-	return vm_insert_pages(vma, vma->vm_start, mem->pages + first, &nr);
+	ret = vm_insert_pages(vma, vma->vm_start, mem->pages + first, &nr);
+	if (ret)
+		return ret;
+	dmaprobe_object_hold(obj);
+	vma->vm_private_data = obj;
+	vma->vm_ops = &buffer_vm_ops;
+	return 0;
 }
 
 static int buffer_copy(struct dmaprobe_object *obj, const struct dmaprobe_copy *cmd,
@@ -251,7 +231,7 @@ static int buffer_copy(struct dmaprobe_object *obj, const struct dmaprobe_copy *
 	if (!dmaprobe_copy_fits(cmd, buf->mem.length))
 		return -EINVAL;
 	if (buf->kmem)
-		kernel = buf->kmem + buf->mem.skew + part->offset;
+		kernel = buf->kmem + buf->mem.first_offset + part->offset;
 	else
 		kernel = page_address(buf->mem.pages[part->offset >> PAGE_SHIFT]) +
 			 offset_in_page(part->offset);
@@ -259,41 +239,28 @@ static int buffer_copy(struct dmaprobe_object *obj, const struct dmaprobe_copy *
 	return 0;
 }
 
-const struct dmaprobe_object_type dmaprobe_buffer_type = {
+static const struct dmaprobe_object_type buffer_type = {
 	.release = buffer_release,
-	.memory = true,
+	.end_cmd = DMAPROBE_DESTROY,
 	.has_pages = true,
+	.stats = offsetof(struct dmaprobe_get_stats, nr_buffers),
 	.mmap = buffer_mmap,
-	.stats = offsetof(struct dmaprobe_stats, nr_buffers),
 	.copy = buffer_copy,
 };
 
-/**
- * dmaprobe_buffer_get - look a buffer up
- * @ucmd: the call that names it
- * @id: its id
- *
- * Return: the buffer with a reference taken, or ERR_PTR(-ENOENT)
- */
-struct dmaprobe_buffer *dmaprobe_buffer_get(const struct dmaprobe_ucmd *ucmd,
-					    u32 id)
+/* Look a buffer up and hold it. */
+struct dmaprobe_buffer *dmaprobe_buffer_get(const struct dmaprobe_ucmd *ucmd, u32 id)
 {
 	struct dmaprobe_object *obj;
 
-	obj = dmaprobe_object_get(ucmd, id, &dmaprobe_buffer_type);
+	obj = dmaprobe_object_get(ucmd, id, &buffer_type);
 	return IS_ERR(obj) ? ERR_CAST(obj) : obj_buffer(obj);
 }
 
-/**
- * dmaprobe_buffer_range - check that a range can be mapped as one
- * @buf: the buffer
- * @offset: start of the range
- * @length: its length
- * @dir: what the device is to do with it
- * @phys: out: its physical address
- *
- * Return: 0; -EINVAL when the range is empty, leaves the buffer or is not
- * physically contiguous; -EACCES when the device could write what is read-only
+/*
+ * Check that a range can be mapped as one. Returns 0; -EINVAL when the range is empty,
+ * leaves the buffer or is not physically contiguous; -EACCES when the device could
+ * write what is read-only.
  */
 int dmaprobe_buffer_range(const struct dmaprobe_buffer *buf, u64 offset,
 			  u64 length, u32 dir, phys_addr_t *phys)
@@ -303,7 +270,7 @@ int dmaprobe_buffer_range(const struct dmaprobe_buffer *buf, u64 offset,
 
 	if (!length || length > mem->length || offset > mem->length - length)
 		return -EINVAL;
-	offset += mem->skew;
+	offset += mem->first_offset;
 	first = offset >> PAGE_SHIFT;
 	last = (offset + length - 1) >> PAGE_SHIFT;
 	pfn = page_to_pfn(mem->pages[first]);
@@ -337,8 +304,11 @@ static int check_alloc(const struct dmaprobe_buffer_alloc *cmd)
 		-EINVAL : 0;
 }
 
-/* Hand a buffer over whose pages are all there. On failure it is as it was. */
-static int buffer_publish(struct dmaprobe_ucmd *ucmd, struct dmaprobe_buffer *buf)
+/*
+ * Add a buffer whose pages are all there. Returns 0 or a negative errno, and the buffer
+ * is as it was.
+ */
+int dmaprobe_buffer_add(struct dmaprobe_ucmd *ucmd, struct dmaprobe_buffer *buf)
 {
 	struct dmaprobe_session *s = ucmd->session;
 	int ret;
@@ -347,13 +317,14 @@ static int buffer_publish(struct dmaprobe_ucmd *ucmd, struct dmaprobe_buffer *bu
 	if (ret)
 		return ret;
 
-	guard(rwsem_read)(&s->dd->unplug_lock);
-	if (!s->dd->pdev)
+	guard(rwsem_read)(&s->dd->group->lock);
+	if (s->dd->unplugged)
 		return -ENODEV;
-	ret = dmaprobe_object_reserve(s, &buf->mem.obj, &dmaprobe_buffer_type);
+	ret = dmaprobe_object_reserve(s, &buf->mem.obj, &buffer_type);
 	if (ret)
 		return ret;
-	dmaprobe_object_publish(ucmd, &buf->mem.obj);
+	dmaprobe_object_add(ucmd, &buf->mem.obj);
+	ucmd->length = buf->mem.length;
 	return 0;
 }
 
@@ -385,11 +356,11 @@ int dmaprobe_op_buffer_alloc(struct dmaprobe_ucmd *ucmd)
 	charge = nr;
 	if (cmd->kind == DMAPROBE_BUFFER_KMALLOC)
 		charge = 1UL << get_order(kmalloc_bytes(cmd));
-	buf = buffer_new(s, nr, charge);
+	buf = dmaprobe_buffer_new(s, nr, charge);
 	if (IS_ERR(buf))
 		return PTR_ERR(buf);
 	buf->mem.length = cmd->length;
-	buf->mem.skew = cmd->offset;
+	buf->mem.first_offset = cmd->offset;
 
 	switch (cmd->kind) {
 	case DMAPROBE_BUFFER_CONTIGUOUS:
@@ -402,66 +373,14 @@ int dmaprobe_op_buffer_alloc(struct dmaprobe_ucmd *ucmd)
 		ret = alloc_kmalloc(buf, nr, cmd, node, gfp);
 		break;
 	}
-	if (ret)
-		goto err_clear;
-	ret = buffer_publish(ucmd, buf);
-	if (ret)
-		goto err_clear;
-	/* The buffer can be gone already. */
+	if (!ret)
+		ret = dmaprobe_buffer_add(ucmd, buf);
+	if (ret) {
+		dmaprobe_buffer_free(s, buf);
+		return ret;
+	}
 	cmd->id = ucmd->made;
 	cmd->mmap_offset = cmd->kind == DMAPROBE_BUFFER_KMALLOC ?
 			   0 : dmaprobe_mmap_offset(cmd->id);
 	return 0;
-
-err_clear:
-	buffer_clear(s, buf);
-	kfree(buf);
-	return ret;
-}
-
-int dmaprobe_op_buffer_pin(struct dmaprobe_ucmd *ucmd)
-{
-	struct dmaprobe_buffer_pin *cmd = ucmd->cmd;
-	struct dmaprobe_session *s = ucmd->session;
-	struct dmaprobe_buffer *buf;
-	unsigned long nr;
-	int ret;
-
-	if (cmd->__reserved || !cmd->length || cmd->length > BUFFER_MAX_LENGTH)
-		return -EINVAL;
-	if (cmd->addr != (unsigned long)cmd->addr ||
-	    !access_ok(u64_to_user_ptr(cmd->addr), cmd->length))
-		return -EFAULT;
-
-	nr = PAGE_ALIGN(offset_in_page(cmd->addr) + cmd->length) >> PAGE_SHIFT;
-	buf = buffer_new(s, nr, nr);
-	if (IS_ERR(buf))
-		return PTR_ERR(buf);
-	buf->mem.length = cmd->length;
-	buf->mem.skew = offset_in_page(cmd->addr);
-	buf->pinned = true;
-	buf->read_only = cmd->flags & DMAPROBE_BUFFER_PIN_READ_ONLY;
-
-	ret = pin(s, buf, cmd->addr & PAGE_MASK, nr);
-	if (ret)
-		goto err_clear;
-	ret = buffer_publish(ucmd, buf);
-	if (ret)
-		goto err_clear;
-	cmd->id = ucmd->made;
-	return 0;
-
-err_clear:
-	buffer_clear(s, buf);
-	kfree(buf);
-	return ret;
-}
-
-int dmaprobe_op_buffer_free(struct dmaprobe_ucmd *ucmd)
-{
-	struct dmaprobe_buffer_free *cmd = ucmd->cmd;
-
-	if (cmd->__reserved)
-		return -EINVAL;
-	return dmaprobe_object_destroy(ucmd, cmd->id, &dmaprobe_buffer_type);
 }

@@ -10,6 +10,7 @@
 #include <linux/dma-mapping.h>
 #include <linux/module.h>
 #include <linux/slab.h>
+#include <linux/sort.h>
 #include <linux/uaccess.h>
 #include <linux/version.h>
 
@@ -33,6 +34,11 @@ static inline int copy_struct_to_user(void __user *dst, size_t usize,
 		return -EFAULT;
 	return 0;
 }
+#endif
+
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 17, 0)
+#define sort_nonatomic		sort
+#define sort_r_nonatomic	sort_r
 #endif
 
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 16, 0)
@@ -64,8 +70,7 @@ static inline bool dma_iova_try_alloc(struct device *dev,
 	return false;
 }
 
-static inline void dma_iova_free(struct device *dev,
-				 struct dma_iova_state *state)
+static inline void dma_iova_free(struct device *dev, struct dma_iova_state *state)
 {
 }
 
@@ -131,6 +136,9 @@ static inline void dma_unmap_phys(struct device *dev, dma_addr_t addr,
 #endif
 #ifndef DMA_ATTR_REQUIRE_COHERENT	/* 7.0 */
 #define DMA_ATTR_REQUIRE_COHERENT	0UL
+#endif
+#ifndef DMA_ATTR_CC_SHARED		/* 7.0 */
+#define DMA_ATTR_CC_SHARED	0UL
 #endif
 
 /* A program may map its memory as often as it likes, without a warning. */

@@ -2,11 +2,11 @@
 /*
  * IOVA spaces: a dma_iova_state each, and the record of what is linked in it.
  *
- * The kernel's calls trust their caller. They map beyond the space, WARN about
- * what is not linked and leave entries behind, and cannot take part of a large
- * page-table entry away. So the record decides whether a call is legal, and only
- * legal ones are made.
+ * The kernel's calls trust their caller. They map beyond the space, WARN about what is
+ * not linked and leave entries behind, and cannot take part of a large page-table entry
+ * away. So the record decides whether a call is legal, and only legal ones are made.
  */
+#include <linux/capability.h>
 #include <linux/overflow.h>
 #include <linux/rbtree.h>
 #include <linux/slab.h>
@@ -21,33 +21,38 @@ struct dmaprobe_iova {
 	struct rb_root links;		/* by offset, never overlapping */
 	u32 nr_links;
 	u64 linked;
-	bool dead;			/* the state was freed or destroyed */
+	bool revoked;			/* the state was freed or destroyed */
 };
 
 static_assert(offsetof(struct dmaprobe_iova, obj) == 0);
 
 /* One dma_iova_link() that stands. It covers whole granules, first to last. */
-struct link {
+struct dmaprobe_link {
 	struct rb_node node;
 	struct dmaprobe_buffer *buf;	/* NULL for part of a BAR */
 	u64 first;
 	u64 last;
 	u64 offset;
 	u64 length;
-	u32 attrs;			/* DMA_ATTR_* */
+	u64 attrs;			/* DMAPROBE_ATTR_* */
 	u32 dir;
 };
 
-#define to_link(n) rb_entry_safe(n, struct link, node)
+#define to_link(n) rb_entry_safe(n, struct dmaprobe_link, node)
 
-static u64 link_end(const struct link *link)
+#define LINK_ATTRS	(DMAPROBE_MAP_ATTRS | DMAPROBE_ATTR_MMIO)
+
+/* Links that teardown unlinks at a stretch. */
+#define DRAIN_BATCH	64
+
+static u64 link_end(const struct dmaprobe_link *link)
 {
 	return link->offset + link->length;
 }
 
 static int link_cmp(struct rb_node *a, const struct rb_node *b)
 {
-	const struct link *new = to_link(a), *old = to_link(b);
+	const struct dmaprobe_link *new = to_link(a), *old = to_link(b);
 
 	if (new->last < old->first)
 		return -1;
@@ -56,7 +61,7 @@ static int link_cmp(struct rb_node *a, const struct rb_node *b)
 
 static int addr_cmp(const void *key, const struct rb_node *node)
 {
-	const struct link *link = to_link(node);
+	const struct dmaprobe_link *link = to_link(node);
 	u64 addr = *(const u64 *)key;
 
 	if (addr < link->first)
@@ -65,62 +70,59 @@ static int addr_cmp(const void *key, const struct rb_node *node)
 }
 
 /* The link at an offset of the space, or NULL. */
-static struct link *link_at(struct dmaprobe_iova *iova, u64 offset)
+static struct dmaprobe_link *link_at(struct dmaprobe_iova *iova, u64 offset)
 {
 	u64 addr = iova->state.addr + offset;
 
 	return to_link(rb_find(&addr, &iova->links, addr_cmp));
 }
 
-static void link_drop(struct dmaprobe_iova *iova, struct link *link)
+static void link_drop(struct dmaprobe_iova *iova, struct dmaprobe_link *link)
 {
 	rb_erase(&link->node, &iova->links);
 	iova->nr_links--;
 	iova->linked -= link->length;
+	dmaprobe_address_put(iova->obj.session);
 	dmaprobe_buffer_put(link->buf);
 	kfree(link);
 }
 
+/* Nobody else has the space. */
+static bool iova_drain(struct dmaprobe_object *obj)
+{
+	struct dmaprobe_iova *iova = container_of(obj, struct dmaprobe_iova, obj);
+	struct dmaprobe_link *link;
+	unsigned int i;
+
+	for (i = 0; i < DRAIN_BATCH; i++) {
+		link = to_link(rb_first(&iova->links));
+		if (!link)
+			return false;
+		dma_iova_unlink(dmaprobe_dma_dev(obj->session), &iova->state, link->offset,
+				link->length, link->dir,
+				dmaprobe_map_attrs(obj->session, link->attrs));
+		link_drop(iova, link);
+	}
+	return true;
+}
+
 static void iova_release(struct dmaprobe_object *obj)
 {
-	struct dmaprobe_iova *iova =
-		container_of(obj, struct dmaprobe_iova, obj);
-	struct device *dev = dmaprobe_dma_dev(obj->session);
-	struct link *link;
+	struct dmaprobe_iova *iova = container_of(obj, struct dmaprobe_iova, obj);
 
-	while ((link = to_link(rb_first(&iova->links)))) {
-		dma_iova_unlink(dev, &iova->state, link->offset, link->length,
-				link->dir, link->attrs);
-		link_drop(iova, link);
+	while (iova_drain(obj))
 		cond_resched();
-	}
-	if (!iova->dead)
-		dma_iova_free(dev, &iova->state);
+	if (!iova->revoked && dma_use_iova(&iova->state))
+		dma_iova_free(dmaprobe_dma_dev(obj->session), &iova->state);
 	mutex_destroy(&iova->lock);
 }
 
 static const struct dmaprobe_object_type iova_type = {
 	.release = iova_release,
-	.stats = offsetof(struct dmaprobe_stats, nr_iovas),
+	.drain = iova_drain,
+	.has_address = true,
+	.stats = offsetof(struct dmaprobe_get_stats, nr_iovas),
 };
-
-/* Look an IOVA space up and lock it. */
-static struct dmaprobe_iova *iova_lock(const struct dmaprobe_ucmd *ucmd, u32 id)
-{
-	struct dmaprobe_object *obj = dmaprobe_object_get(ucmd, id, &iova_type);
-	struct dmaprobe_iova *iova;
-
-	if (IS_ERR(obj))
-		return ERR_CAST(obj);
-	iova = container_of(obj, struct dmaprobe_iova, obj);
-	mutex_lock(&iova->lock);
-	if (!iova->dead)
-		return iova;
-
-	mutex_unlock(&iova->lock);
-	dmaprobe_object_put(obj);
-	return ERR_PTR(-ENOENT);
-}
 
 static void iova_unlock(struct dmaprobe_iova *iova)
 {
@@ -132,28 +134,66 @@ static void iova_unlock(struct dmaprobe_iova *iova)
 
 DEFINE_FREE(iova_unlock, struct dmaprobe_iova *, iova_unlock(_T))
 
+/* Look an IOVA space up and lock it; with @use, one that has space. */
+static struct dmaprobe_iova *iova_lock(struct dmaprobe_ucmd *ucmd, u32 id, bool use)
+{
+	struct dmaprobe_object *obj = dmaprobe_object_get(ucmd, id, &iova_type);
+	struct dmaprobe_iova *iova;
+	int ret;
+
+	if (IS_ERR(obj))
+		return ERR_CAST(obj);
+	ucmd->id = obj->id;
+	iova = container_of(obj, struct dmaprobe_iova, obj);
+	mutex_lock(&iova->lock);
+	ret = iova->revoked ? -ENOENT :
+	      use && !dma_use_iova(&iova->state) ? -EOPNOTSUPP : 0;
+	if (!ret)
+		return iova;
+	iova_unlock(iova);
+	return ERR_PTR(ret);
+}
+
+/* The same for a call that undoes links like @like. */
+static struct dmaprobe_iova *iova_lock_linked(struct dmaprobe_ucmd *ucmd, u32 id,
+					      const struct dmaprobe_link *like)
+{
+	int ret = dmaprobe_check_attrs(like->attrs, LINK_ATTRS);
+
+	if (!ret && !dmaprobe_valid_dir(like->dir))
+		ret = -EINVAL;
+	return ret ? ERR_PTR(ret) : iova_lock(ucmd, id, true);
+}
+
 /* The state is gone: nobody may find the object any more. */
-static void iova_bury(struct dmaprobe_iova *iova)
+static void iova_end(struct dmaprobe_iova *iova)
 {
 	lockdep_assert_held(&iova->lock);
-	iova->dead = true;
-	xa_erase(&iova->obj.session->objects, iova->obj.id);
-	dmaprobe_object_put(&iova->obj);
+	iova->revoked = true;
+	dmaprobe_object_remove(&iova->obj);
+}
+
+/* For the trace. */
+static void note_range(struct dmaprobe_ucmd *ucmd, struct dmaprobe_iova *iova, u64 offset,
+		       u64 length)
+{
+	ucmd->iova = iova->state.addr + offset;
+	ucmd->length = length;
 }
 
 /*
- * Check that a range is in the space and linked without a hole; with @like also
- * that it cuts through no link and that all links have the direction and the
- * attributes of that one.
+ * Check that a range is in the space and linked without a hole; with @like also that it
+ * cuts through no link and that all links have the direction and the attributes of that
+ * one.
  */
 static int check_linked(struct dmaprobe_iova *iova, u64 offset, u64 length,
-			const struct link *like)
+			const struct dmaprobe_link *like)
 {
 	u64 end, cur = offset;
-	struct link *link;
+	struct dmaprobe_link *link;
 
-	if (!length || check_add_overflow(offset, length, &end) ||
-	    end > dma_iova_size(&iova->state))
+	if (!length || length > DMAPROBE_IOVA_RANGE_MAX ||
+	    check_add_overflow(offset, length, &end) || end > dma_iova_size(&iova->state))
 		return -EINVAL;
 
 	link = link_at(iova, offset);
@@ -170,34 +210,41 @@ static int check_linked(struct dmaprobe_iova *iova, u64 offset, u64 length,
 	return 0;
 }
 
+/* The physical address that the first link is to have, or 0. */
+static int first_phys(const struct dmaprobe_ucmd *ucmd, phys_addr_t *phys)
+{
+	const struct dmaprobe_iova_alloc *cmd = ucmd->cmd;
+
+	*phys = 0;
+	if (!cmd->buffer_id)
+		return 0;
+	struct dmaprobe_buffer *buf __free(dmaprobe_buffer_put) =
+		dmaprobe_buffer_get(ucmd, cmd->buffer_id);
+	if (IS_ERR(buf))
+		return PTR_ERR(buf);
+	return dmaprobe_buffer_range(buf, cmd->buffer_offset, 1, DMAPROBE_DIR_TO_DEVICE, phys);
+}
+
 int dmaprobe_op_iova_alloc(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_iova_alloc *cmd = ucmd->cmd;
 	struct dmaprobe_session *s = ucmd->session;
+	bool try = cmd->flags & DMAPROBE_IOVA_ALLOC_TRY;
 	struct dmaprobe_iova *iova;
-	phys_addr_t phys = 0;
+	phys_addr_t phys;
 	int ret;
 
 	/* The top bits belong to the kernel and to rounding. */
-	if (!cmd->length || cmd->length > BIT_ULL(62))
+	if (!cmd->length || cmd->length > BIT_ULL(62) ||
+	    (!cmd->buffer_id && cmd->buffer_offset))
 		return -EINVAL;
-	if (!cmd->buffer_id && cmd->buffer_offset)
-		return -EINVAL;
-	if (!DMAPROBE_HAVE_DMA_IOVA || !dmaprobe_translates(s->dd))
+	if (cmd->length > DMAPROBE_IOVA_RANGE_MAX && !capable(CAP_SYS_RAWIO))
+		return -EPERM;
+	if (!try && (!DMAPROBE_HAVE_DMA_IOVA || !dmaprobe_translates(s->dd)))
 		return -EOPNOTSUPP;
-
-	if (cmd->buffer_id) {
-		struct dmaprobe_buffer *buf;
-
-		buf = dmaprobe_buffer_get(ucmd, cmd->buffer_id);
-		if (IS_ERR(buf))
-			return PTR_ERR(buf);
-		ret = dmaprobe_buffer_range(buf, cmd->buffer_offset, 1,
-					    DMAPROBE_DIR_TO_DEVICE, &phys);
-		dmaprobe_buffer_put(buf);
-		if (ret)
-			return ret;
-	}
+	ret = first_phys(ucmd, &phys);
+	if (ret)
+		return ret;
 
 	iova = kzalloc_obj(*iova, GFP_KERNEL_ACCOUNT);
 	if (!iova)
@@ -207,16 +254,15 @@ int dmaprobe_op_iova_alloc(struct dmaprobe_ucmd *ucmd)
 	ret = dmaprobe_object_reserve(s, &iova->obj, &iova_type);
 	if (ret)
 		goto err_free;
-
-	if (!dma_iova_try_alloc(dmaprobe_dma_dev(s), &iova->state, phys,
-				cmd->length)) {
+	if (!dma_iova_try_alloc(dmaprobe_dma_dev(s), &iova->state, phys, cmd->length) && !try) {
 		ret = -ENOSPC;
 		goto err_unreserve;
 	}
 
 	cmd->id = iova->obj.id;
 	cmd->addr = iova->state.addr;
-	dmaprobe_object_publish(ucmd, &iova->obj);
+	dmaprobe_object_add(ucmd, &iova->obj);
+	note_range(ucmd, iova, 0, cmd->length);
 	return 0;
 
 err_unreserve:
@@ -230,19 +276,20 @@ err_free:
 int dmaprobe_op_iova_free(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_iova_free *cmd = ucmd->cmd;
-	struct dmaprobe_session *s = ucmd->session;
 
 	if (cmd->__reserved)
 		return -EINVAL;
 
-	struct dmaprobe_iova *iova __free(iova_unlock) = iova_lock(ucmd, cmd->id);
+	struct dmaprobe_iova *iova __free(iova_unlock) = iova_lock(ucmd, cmd->id, false);
 	if (IS_ERR(iova))
 		return PTR_ERR(iova);
 	if (iova->nr_links)
 		return -EBUSY;
 
-	dma_iova_free(dmaprobe_dma_dev(s), &iova->state);
-	iova_bury(iova);
+	note_range(ucmd, iova, 0, dma_iova_size(&iova->state));
+	if (dma_use_iova(&iova->state))
+		dma_iova_free(dmaprobe_dma_dev(ucmd->session), &iova->state);
+	iova_end(iova);
 	return 0;
 }
 
@@ -252,8 +299,8 @@ static int check_link(struct dmaprobe_iova *iova, phys_addr_t phys, u64 offset,
 {
 	u64 addr, end;
 
-	if (check_add_overflow(offset, length, &end) ||
-	    end > dma_iova_size(&iova->state))
+	if (length > DMAPROBE_IOVA_RANGE_MAX ||
+	    check_add_overflow(offset, length, &end) || end > dma_iova_size(&iova->state))
 		return -EINVAL;
 	addr = iova->state.addr + offset;
 	if (!offset)
@@ -262,10 +309,9 @@ static int check_link(struct dmaprobe_iova *iova, phys_addr_t phys, u64 offset,
 }
 
 /* Put a link into the record, if its neighbours allow it. */
-static int link_insert(struct dmaprobe_iova *iova, struct link *link,
-		       u64 granule_mask)
+static int link_insert(struct dmaprobe_iova *iova, struct dmaprobe_link *link, u64 granule_mask)
 {
-	struct link *prev, *next;
+	struct dmaprobe_link *prev, *next;
 
 	if (rb_find_add(&link->node, &iova->links, link_cmp))
 		return -EEXIST;
@@ -279,14 +325,8 @@ static int link_insert(struct dmaprobe_iova *iova, struct link *link,
 	return 0;
 }
 
-#define LINK_ATTRS	(DMAPROBE_MAP_ATTRS | DMAPROBE_ATTR_MMIO)
-
-/*
- * Find what is to be linked: part of a BAR, which needs nobody to hold it (NULL), or
- * a range of a buffer, which is held.
- */
-static struct dmaprobe_buffer *link_source(const struct dmaprobe_ucmd *ucmd,
-					   phys_addr_t *phys)
+/* Find what is to be linked: part of a BAR (NULL), or a range of a buffer, held. */
+static struct dmaprobe_buffer *link_source(const struct dmaprobe_ucmd *ucmd, phys_addr_t *phys)
 {
 	const struct dmaprobe_iova_link *cmd = ucmd->cmd;
 	struct dmaprobe_buffer *buf = NULL;
@@ -299,38 +339,33 @@ static struct dmaprobe_buffer *link_source(const struct dmaprobe_ucmd *ucmd,
 		buf = dmaprobe_buffer_get(ucmd, cmd->buffer_id);
 		if (IS_ERR(buf))
 			return buf;
-		ret = dmaprobe_buffer_range(buf, cmd->buffer_offset,
-					    cmd->length, cmd->dir, phys);
+		ret = dmaprobe_buffer_range(buf, cmd->buffer_offset, cmd->length, cmd->dir, phys);
 	}
-	if (ret) {
-		dmaprobe_buffer_put(buf);
-		return ERR_PTR(ret);
-	}
-	return buf;
+	if (!ret)
+		return buf;
+	dmaprobe_buffer_put(buf);
+	return ERR_PTR(ret);
 }
 
 int dmaprobe_op_iova_link(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_iova_link *cmd = ucmd->cmd;
 	struct dmaprobe_session *s = ucmd->session;
-	unsigned long attrs;
 	phys_addr_t phys;
 	u64 mask;
 	int ret;
 
-	ret = dmaprobe_map_attrs(s, cmd->attrs, LINK_ATTRS, &attrs);
+	ret = dmaprobe_check_map_attrs(s, cmd->attrs, LINK_ATTRS);
 	if (ret)
 		return ret;
-	if (cmd->attrs & DMAPROBE_ATTR_MMIO ? cmd->buffer_id : cmd->bar)
-		return -EINVAL;
-	if (!dmaprobe_valid_dir(cmd->dir))
+	if ((cmd->attrs & DMAPROBE_ATTR_MMIO ? cmd->buffer_id : cmd->bar) ||
+	    !dmaprobe_valid_dir(cmd->dir))
 		return -EINVAL;
 
-	struct dmaprobe_iova *iova __free(iova_unlock) = iova_lock(ucmd, cmd->id);
+	struct dmaprobe_iova *iova __free(iova_unlock) = iova_lock(ucmd, cmd->id, true);
 	if (IS_ERR(iova))
 		return PTR_ERR(iova);
-	struct dmaprobe_buffer *buf __free(dmaprobe_buffer_put) =
-		link_source(ucmd, &phys);
+	struct dmaprobe_buffer *buf __free(dmaprobe_buffer_put) = link_source(ucmd, &phys);
 	if (IS_ERR(buf))
 		return PTR_ERR(buf);
 	mask = dmaprobe_granule(s->dd) - 1;
@@ -342,30 +377,37 @@ int dmaprobe_op_iova_link(struct dmaprobe_ucmd *ucmd)
 	    (iova->state.__size & DMA_IOVA_USE_SWIOTLB))
 		return -EOPNOTSUPP;
 
-	struct link *link __free(kfree) = kzalloc_obj(*link, GFP_KERNEL_ACCOUNT);
+	struct dmaprobe_link *link __free(kfree) = kzalloc_obj(*link, GFP_KERNEL_ACCOUNT);
 	if (!link)
 		return -ENOMEM;
 	link->offset = cmd->offset;
 	link->length = cmd->length;
 	link->dir = cmd->dir;
-	link->attrs = attrs;
+	link->attrs = cmd->attrs;
 	link->first = (iova->state.addr + cmd->offset) & ~mask;
 	link->last = (iova->state.addr + cmd->offset + cmd->length - 1) | mask;
 	ret = link_insert(iova, link, mask);
 	if (ret)
 		return ret;
-
-	ret = dma_iova_link(dmaprobe_dma_dev(s), &iova->state, phys,
-			    cmd->offset, cmd->length, cmd->dir, attrs);
-	if (ret) {
-		rb_erase(&link->node, &iova->links);
-		return ret;
-	}
+	note_range(ucmd, iova, cmd->offset, cmd->length);
+	ret = dmaprobe_address_get(s);
+	if (ret)
+		goto err_erase;
+	ret = dma_iova_link(dmaprobe_dma_dev(s), &iova->state, phys, cmd->offset,
+			    cmd->length, cmd->dir, dmaprobe_map_attrs(s, cmd->attrs));
+	if (ret)
+		goto err_address;
 	link->buf = no_free_ptr(buf);
 	iova->nr_links++;
 	iova->linked += link->length;
 	link = NULL;
 	return 0;
+
+err_address:
+	dmaprobe_address_put(s);
+err_erase:
+	rb_erase(&link->node, &iova->links);
+	return ret;
 }
 
 int dmaprobe_op_iova_sync(struct dmaprobe_ucmd *ucmd)
@@ -377,49 +419,34 @@ int dmaprobe_op_iova_sync(struct dmaprobe_ucmd *ucmd)
 	if (cmd->__reserved)
 		return -EINVAL;
 
-	struct dmaprobe_iova *iova __free(iova_unlock) = iova_lock(ucmd, cmd->id);
+	struct dmaprobe_iova *iova __free(iova_unlock) = iova_lock(ucmd, cmd->id, true);
 	if (IS_ERR(iova))
 		return PTR_ERR(iova);
 	ret = check_linked(iova, cmd->offset, cmd->length, NULL);
 	if (ret)
 		return ret;
-	return dma_iova_sync(dmaprobe_dma_dev(s), &iova->state, cmd->offset,
-			     cmd->length);
-}
-
-/* The attributes that the links to undo must have. */
-static int like_attrs(struct link *like, u64 attrs)
-{
-	unsigned long out;
-	int ret = dmaprobe_attrs(attrs, LINK_ATTRS, &out);
-
-	like->attrs = out;
-	return ret;
+	note_range(ucmd, iova, cmd->offset, cmd->length);
+	return dma_iova_sync(dmaprobe_dma_dev(s), &iova->state, cmd->offset, cmd->length);
 }
 
 int dmaprobe_op_iova_unlink(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_iova_unlink *cmd = ucmd->cmd;
 	struct dmaprobe_session *s = ucmd->session;
-	struct link like = { .dir = cmd->dir };
-	struct link *link, *next;
+	struct dmaprobe_link like = { .dir = cmd->dir, .attrs = cmd->attrs };
+	struct dmaprobe_link *link, *next;
 	int ret;
 
-	ret = like_attrs(&like, cmd->attrs);
-	if (ret)
-		return ret;
-	if (!dmaprobe_valid_dir(cmd->dir))
-		return -EINVAL;
-
-	struct dmaprobe_iova *iova __free(iova_unlock) = iova_lock(ucmd, cmd->id);
+	struct dmaprobe_iova *iova __free(iova_unlock) = iova_lock_linked(ucmd, cmd->id, &like);
 	if (IS_ERR(iova))
 		return PTR_ERR(iova);
 	ret = check_linked(iova, cmd->offset, cmd->length, &like);
 	if (ret)
 		return ret;
 
-	dma_iova_unlink(dmaprobe_dma_dev(s), &iova->state, cmd->offset,
-			cmd->length, like.dir, like.attrs);
+	note_range(ucmd, iova, cmd->offset, cmd->length);
+	dma_iova_unlink(dmaprobe_dma_dev(s), &iova->state, cmd->offset, cmd->length,
+			cmd->dir, dmaprobe_map_attrs(s, cmd->attrs));
 	for (link = link_at(iova, cmd->offset);
 	     link && link->offset < cmd->offset + cmd->length; link = next) {
 		next = to_link(rb_next(&link->node));
@@ -432,42 +459,34 @@ int dmaprobe_op_iova_destroy(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_iova_destroy *cmd = ucmd->cmd;
 	struct dmaprobe_session *s = ucmd->session;
-	struct link like = { .dir = cmd->dir };
-	struct link *link;
+	struct dmaprobe_link like = { .dir = cmd->dir, .attrs = cmd->attrs };
+	struct dmaprobe_link *link;
 	int ret;
 
-	ret = like_attrs(&like, cmd->attrs);
-	if (ret)
-		return ret;
-	if (!dmaprobe_valid_dir(cmd->dir))
-		return -EINVAL;
-
-	struct dmaprobe_iova *iova __free(iova_unlock) = iova_lock(ucmd, cmd->id);
+	struct dmaprobe_iova *iova __free(iova_unlock) = iova_lock_linked(ucmd, cmd->id, &like);
 	if (IS_ERR(iova))
 		return PTR_ERR(iova);
-	if (cmd->mapped_len) {
-		ret = check_linked(iova, 0, cmd->mapped_len, &like);
-		if (ret)
-			return ret;
-	}
+	ret = cmd->mapped_len ? check_linked(iova, 0, cmd->mapped_len, &like) : 0;
+	if (ret)
+		return ret;
 	link = to_link(rb_last(&iova->links));
 	if (link && link_end(link) > cmd->mapped_len)
 		return -EBUSY;
 
-	dma_iova_destroy(dmaprobe_dma_dev(s), &iova->state, cmd->mapped_len,
-			 like.dir, like.attrs);
+	note_range(ucmd, iova, 0, cmd->mapped_len);
+	dma_iova_destroy(dmaprobe_dma_dev(s), &iova->state, cmd->mapped_len, cmd->dir,
+			 dmaprobe_map_attrs(s, cmd->attrs));
 	while ((link = to_link(rb_first(&iova->links))))
 		link_drop(iova, link);
-	iova_bury(iova);
+	iova_end(iova);
 	return 0;
 }
 
-int dmaprobe_op_iova_state(struct dmaprobe_ucmd *ucmd)
+int dmaprobe_op_get_iova_state(struct dmaprobe_ucmd *ucmd)
 {
-	struct dmaprobe_iova_state *cmd = ucmd->cmd;
+	struct dmaprobe_get_iova_state *cmd = ucmd->cmd;
 
-	struct dmaprobe_iova *iova __free(iova_unlock) =
-		iova_lock(ucmd, cmd->id);
+	struct dmaprobe_iova *iova __free(iova_unlock) = iova_lock(ucmd, cmd->id, false);
 	if (IS_ERR(iova))
 		return PTR_ERR(iova);
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Mappings: one streaming mapping of a buffer range or of part of a BAR each, and
- * the commands that take a mapping of any type.
+ * Mappings: one streaming mapping of a buffer range or of part of a BAR each, and the
+ * commands that take a mapping of any type.
  *
- * A mapping never changes until it is unmapped, so it needs no lock: a call that
- * uses it holds a reference, and unmapping asks for the last one.
+ * A mapping never changes until it is unmapped, so it needs no lock: a call that uses
+ * it holds a reference, and unmapping asks for the last one.
  */
 #include <linux/dma-direct.h>
 #include <linux/nospec.h>
@@ -25,64 +25,61 @@ struct dmaprobe_mapping {
 	struct dmaprobe_buffer *buf;	/* NULL for a resource */
 	dma_addr_t addr;
 	size_t length;
-	unsigned long attrs;
 	u8 kind;
 	u8 dir;
 };
 
 static_assert(offsetof(struct dmaprobe_mapping, obj) == 0);
 
-static dma_addr_t map(struct device *dev, const struct dmaprobe_mapping *m,
-		      phys_addr_t phys)
+static dma_addr_t map(struct device *dev, const struct dmaprobe_mapping *m, phys_addr_t phys)
 {
+	unsigned long attrs = dmaprobe_map_attrs(m->obj.session, m->obj.attrs);
+
 	switch (m->kind) {
 	case DMAPROBE_MAP_SINGLE:
-		return dma_map_single_attrs(dev, phys_to_virt(phys), m->length,
-					    m->dir, m->attrs);
+		return dma_map_single_attrs(dev, phys_to_virt(phys), m->length, m->dir, attrs);
 	case DMAPROBE_MAP_PAGE:
 		return dma_map_page_attrs(dev, pfn_to_page(PHYS_PFN(phys)),
 					  offset_in_page(phys), m->length,
-					  m->dir, m->attrs);
+					  m->dir, attrs);
 	case DMAPROBE_MAP_PHYS:
-		return dma_map_phys(dev, phys, m->length, m->dir, m->attrs);
+		return dma_map_phys(dev, phys, m->length, m->dir, attrs);
 	default:
-		return dma_map_resource(dev, phys, m->length, m->dir, m->attrs);
+		return dma_map_resource(dev, phys, m->length, m->dir, attrs);
 	}
 }
 
 static void unmap(struct device *dev, const struct dmaprobe_mapping *m)
 {
+	unsigned long attrs = dmaprobe_map_attrs(m->obj.session, m->obj.attrs);
+
 	switch (m->kind) {
 	case DMAPROBE_MAP_SINGLE:
-		dma_unmap_single_attrs(dev, m->addr, m->length, m->dir,
-				       m->attrs);
+		dma_unmap_single_attrs(dev, m->addr, m->length, m->dir, attrs);
 		break;
 	case DMAPROBE_MAP_PAGE:
-		dma_unmap_page_attrs(dev, m->addr, m->length, m->dir, m->attrs);
+		dma_unmap_page_attrs(dev, m->addr, m->length, m->dir, attrs);
 		break;
 	case DMAPROBE_MAP_PHYS:
-		dma_unmap_phys(dev, m->addr, m->length, m->dir, m->attrs);
+		dma_unmap_phys(dev, m->addr, m->length, m->dir, attrs);
 		break;
 	default:
-		dma_unmap_resource(dev, m->addr, m->length, m->dir, m->attrs);
+		dma_unmap_resource(dev, m->addr, m->length, m->dir, attrs);
 		break;
 	}
 }
 
 static void mapping_release(struct dmaprobe_object *obj)
 {
-	struct dmaprobe_mapping *m =
-		container_of(obj, struct dmaprobe_mapping, obj);
+	struct dmaprobe_mapping *m = container_of(obj, struct dmaprobe_mapping, obj);
 
 	unmap(dmaprobe_dma_dev(obj->session), m);
 	dmaprobe_buffer_put(m->buf);
 }
 
-static int mapping_sync(struct dmaprobe_object *obj,
-			const struct dmaprobe_sync *cmd)
+static int mapping_sync(struct dmaprobe_object *obj, const struct dmaprobe_sync *cmd)
 {
-	struct dmaprobe_mapping *m =
-		container_of(obj, struct dmaprobe_mapping, obj);
+	struct dmaprobe_mapping *m = container_of(obj, struct dmaprobe_mapping, obj);
 	struct device *dev = dmaprobe_dma_dev(obj->session);
 
 	if (m->kind == MAP_RESOURCE)
@@ -90,38 +87,35 @@ static int mapping_sync(struct dmaprobe_object *obj,
 	if (cmd->length > m->length || cmd->offset > m->length - cmd->length)
 		return -EINVAL;
 	if (cmd->target == DMAPROBE_SYNC_FOR_CPU)
-		dma_sync_single_range_for_cpu(dev, m->addr, cmd->offset,
-					      cmd->length, m->dir);
+		dma_sync_single_range_for_cpu(dev, m->addr, cmd->offset, cmd->length, m->dir);
 	else
-		dma_sync_single_range_for_device(dev, m->addr, cmd->offset,
-						 cmd->length, m->dir);
+		dma_sync_single_range_for_device(dev, m->addr, cmd->offset, cmd->length, m->dir);
 	return 0;
 }
 
 static int mapping_segments(struct dmaprobe_object *obj, struct dmaprobe_ucmd *ucmd)
 {
-	struct dmaprobe_mapping *m =
-		container_of(obj, struct dmaprobe_mapping, obj);
+	struct dmaprobe_mapping *m = container_of(obj, struct dmaprobe_mapping, obj);
 
-	return dmaprobe_segments_one(ucmd, m->addr, m->length);
+	return dmaprobe_reply_segment(ucmd, m->addr, m->length);
 }
 
 static const struct dmaprobe_object_type mapping_type = {
 	.release = mapping_release,
-	.mapping = true,
-	.stats = offsetof(struct dmaprobe_stats, nr_mappings),
+	.end_cmd = DMAPROBE_UNMAP,
+	.has_address = true,
+	.stats = offsetof(struct dmaprobe_get_stats, nr_mappings),
 	.sync = mapping_sync,
 	.segments = mapping_segments,
 };
 
 /*
  * Without a translating IOMMU the kernel's call WARNs about what is beyond the mask
- * when it may not or cannot bounce it, or when the bounce buffer lies beyond the
- * mask as well. Bounce buffers are known to lie below 4 GiB, not where below. What
- * does not fit into a bounce buffer would be said in the kernel log.
+ * when it may not or cannot bounce it, or when the bounce buffer lies beyond the mask
+ * as well. Bounce buffers are known to lie below 4 GiB, not where below. What does not
+ * fit into a bounce buffer would be said in the kernel log.
  */
-static int check_direct(const struct dmaprobe_device *dd, u64 start,
-			size_t length, bool bounce)
+static int check_direct(const struct dmaprobe_device *dd, u64 start, size_t length, bool bounce)
 {
 	struct device *dev = &dd->pdev->dev;
 	u64 limit = min_not_zero(dma_get_mask(dev), dev->bus_dma_limit);
@@ -137,43 +131,31 @@ static int check_direct(const struct dmaprobe_device *dd, u64 start,
 	return 0;
 }
 
-/**
- * dmaprobe_check_reach - check that a device can be given a range of memory
- * @dd: the device
- * @phys: start of the range
- * @length: its length
- * @attrs: DMA_ATTR_* it is to be mapped with
- *
- * Return: 0 or -EIO
- */
+/* Check that a device can be given a range of memory. Returns 0 or -EIO. */
 int dmaprobe_check_reach(const struct dmaprobe_device *dd, phys_addr_t phys,
-			 size_t length, unsigned long attrs)
+			 size_t length, u64 attrs)
 {
-	if (!dmaprobe_translates(dd))
-		return check_direct(dd, phys_to_dma(&dd->pdev->dev, phys),
-				    length,
-				    !(attrs & DMA_ATTR_REQUIRE_COHERENT));
+	u64 mask;
 
-	/* Ends of an untrusted device's memory that share a granule are bounced. */
-	if (length > dd->direct_max &&
-	    ((phys | length) & (dmaprobe_granule(dd) - 1)))
-		return -EIO;
-	return 0;
+	if (!dmaprobe_translates(dd))
+		return check_direct(dd, phys_to_dma(&dd->pdev->dev, phys), length,
+				    !(attrs & DMAPROBE_ATTR_REQUIRE_COHERENT));
+
+	/* An untrusted device's memory that shares a granule is bounced. */
+	mask = dmaprobe_granule(dd) - 1;
+	if (likely(dd->direct_max == SIZE_MAX) || !((phys | length) & mask))
+		return 0;
+	return length > dd->direct_max ||
+	       (length | mask) > dma_get_seg_boundary(&dd->pdev->dev) ? -EIO : 0;
 }
 
-/**
- * dmaprobe_bar_range - check that part of a BAR can be mapped
- * @dd: the device
- * @bar: number of the BAR
- * @offset: start of the range in the BAR
- * @length: its length
- * @phys: out: its physical address
+/*
+ * Check that part of a BAR can be mapped.
  *
  * An IOMMU maps whole granules, and a BAR smaller than one shares it with other
- * devices' registers. Those are nobody's to give away.
- *
- * Return: 0; -ENXIO when there is no such memory BAR; -EINVAL when there can be
- * none of that number, or the range is empty, leaves the BAR, or its granules do
+ * devices' registers. Those are nobody's to give away. Returns 0; -ENXIO when there is
+ * no such memory BAR; -EINVAL when there can be none of that number, or the range is
+ * empty, leaves the BAR, or its granules do.
  */
 int dmaprobe_bar_range(const struct dmaprobe_device *dd, u32 bar, u64 offset,
 		       u64 length, phys_addr_t *phys)
@@ -202,33 +184,25 @@ int dmaprobe_bar_range(const struct dmaprobe_device *dd, u32 bar, u64 offset,
 	return 0;
 }
 
-/* Map what @m says and hand it over. On failure, all but @m is as it was. */
-static int map_publish(struct dmaprobe_ucmd *ucmd, struct dmaprobe_mapping *m,
-		       phys_addr_t phys, u32 *id, __u64 *addr, __u32 *need_sync)
+/* Map what @m says and add it. On failure, all but @m is as it was. */
+static int map_add(struct dmaprobe_ucmd *ucmd, struct dmaprobe_mapping *m, phys_addr_t phys)
 {
-	struct dmaprobe_session *s = ucmd->session;
-	struct device *dev = dmaprobe_dma_dev(s);
+	struct device *dev = dmaprobe_dma_dev(ucmd->session);
 	int ret;
 
-	ret = dmaprobe_object_reserve(s, &m->obj, &mapping_type);
+	ret = dmaprobe_object_reserve(ucmd->session, &m->obj, &mapping_type);
 	if (ret)
 		return ret;
-
 	m->addr = map(dev, m, phys);
 	ret = dma_mapping_error(dev, m->addr);
-	if (ret)
-		goto err_unreserve;
-
-	*id = m->obj.id;
-	*addr = m->addr;
-	if (need_sync)
-		*need_sync = dma_need_sync(dev, m->addr);
-	dmaprobe_object_publish(ucmd, &m->obj);
+	if (ret) {
+		dmaprobe_object_unreserve(&m->obj);
+		return ret;
+	}
+	dmaprobe_object_add(ucmd, &m->obj);
+	ucmd->iova = m->addr;
+	ucmd->length = m->length;
 	return 0;
-
-err_unreserve:
-	dmaprobe_object_unreserve(&m->obj);
-	return ret;
 }
 
 int dmaprobe_op_map(struct dmaprobe_ucmd *ucmd)
@@ -236,13 +210,13 @@ int dmaprobe_op_map(struct dmaprobe_ucmd *ucmd)
 	struct dmaprobe_map *cmd = ucmd->cmd;
 	struct dmaprobe_session *s = ucmd->session;
 	struct dmaprobe_mapping *m;
-	unsigned long attrs;
 	phys_addr_t phys;
 	int ret;
 
 	if (cmd->__reserved)
 		return -EINVAL;
-	ret = dmaprobe_map_attrs(s, cmd->attrs, DMAPROBE_MAP_ATTRS, &attrs);
+	ret = dmaprobe_check_map_attrs(s, cmd->attrs,
+				       DMAPROBE_MAP_ATTRS | DMAPROBE_ATTR_CC_SHARED);
 	if (ret)
 		return ret;
 	if (cmd->kind > DMAPROBE_MAP_PHYS || !dmaprobe_valid_dir(cmd->dir))
@@ -256,24 +230,20 @@ int dmaprobe_op_map(struct dmaprobe_ucmd *ucmd)
 	m->kind = cmd->kind;
 	m->dir = cmd->dir;
 	m->length = cmd->length;
-	m->attrs = attrs | DMAPROBE_MAY_OVERLAP;
-
+	m->obj.attrs = cmd->attrs;
 	m->buf = dmaprobe_buffer_get(ucmd, cmd->buffer_id);
 	if (IS_ERR(m->buf)) {
 		ret = PTR_ERR(m->buf);
 		goto err_free;
 	}
-	ret = dmaprobe_buffer_range(m->buf, cmd->buffer_offset, cmd->length,
-				    cmd->dir, &phys);
+	ret = dmaprobe_buffer_range(m->buf, cmd->buffer_offset, cmd->length, cmd->dir, &phys) ?:
+	      dmaprobe_check_reach(s->dd, phys, cmd->length, cmd->attrs) ?:
+	      map_add(ucmd, m, phys);
 	if (ret)
 		goto err_buffer;
-	ret = dmaprobe_check_reach(s->dd, phys, cmd->length, attrs);
-	if (ret)
-		goto err_buffer;
-	ret = map_publish(ucmd, m, phys, &cmd->id, &cmd->dma_addr,
-			  &cmd->need_sync);
-	if (ret)
-		goto err_buffer;
+	cmd->id = m->obj.id;
+	cmd->dma_addr = m->addr;
+	cmd->need_sync = dma_need_sync(dmaprobe_dma_dev(s), m->addr);
 	return 0;
 
 err_buffer:
@@ -287,21 +257,18 @@ int dmaprobe_op_map_resource(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_map_resource *cmd = ucmd->cmd;
 	struct dmaprobe_session *s = ucmd->session;
-	unsigned long attrs;
 	phys_addr_t phys;
 	int ret;
 
 	if (cmd->__reserved)
 		return -EINVAL;
-	ret = dmaprobe_attrs(cmd->attrs,
-			     DMAPROBE_MAP_ATTRS & ~DMAPROBE_ATTR_REQUIRE_COHERENT,
-			     &attrs);
+	ret = dmaprobe_check_attrs(cmd->attrs,
+				   DMAPROBE_MAP_ATTRS & ~DMAPROBE_ATTR_REQUIRE_COHERENT);
 	if (ret)
 		return ret;
 	if (!dmaprobe_valid_dir(cmd->dir))
 		return -EINVAL;
-	ret = dmaprobe_bar_range(s->dd, cmd->bar, cmd->offset, cmd->length,
-				 &phys);
+	ret = dmaprobe_bar_range(s->dd, cmd->bar, cmd->offset, cmd->length, &phys);
 	if (ret)
 		return ret;
 	if (!dmaprobe_translates(s->dd)) {
@@ -310,27 +277,20 @@ int dmaprobe_op_map_resource(struct dmaprobe_ucmd *ucmd)
 			return ret;
 	}
 
-	struct dmaprobe_mapping *m __free(kfree) =
-		kzalloc_obj(*m, GFP_KERNEL_ACCOUNT);
+	struct dmaprobe_mapping *m __free(kfree) = kzalloc_obj(*m, GFP_KERNEL_ACCOUNT);
 	if (!m)
 		return -ENOMEM;
 	m->kind = MAP_RESOURCE;
 	m->dir = cmd->dir;
 	m->length = cmd->length;
-	m->attrs = attrs | DMAPROBE_MAY_OVERLAP;
-	ret = map_publish(ucmd, m, phys, &cmd->id, &cmd->dma_addr, NULL);
-	if (!ret)
-		retain_and_null_ptr(m);
-	return ret;
-}
-
-int dmaprobe_op_unmap(struct dmaprobe_ucmd *ucmd)
-{
-	struct dmaprobe_unmap *cmd = ucmd->cmd;
-
-	if (cmd->__reserved)
-		return -EINVAL;
-	return dmaprobe_object_destroy(ucmd, cmd->id, NULL);
+	m->obj.attrs = cmd->attrs;
+	ret = map_add(ucmd, m, phys);
+	if (ret)
+		return ret;
+	cmd->id = m->obj.id;
+	cmd->dma_addr = m->addr;
+	retain_and_null_ptr(m);
+	return 0;
 }
 
 int dmaprobe_op_sync(struct dmaprobe_ucmd *ucmd)
@@ -339,6 +299,8 @@ int dmaprobe_op_sync(struct dmaprobe_ucmd *ucmd)
 	struct dmaprobe_object *obj;
 	int ret;
 
+	ucmd->id = cmd->id;
+	ucmd->length = cmd->length;
 	if (cmd->target > DMAPROBE_SYNC_FOR_DEVICE || !cmd->length)
 		return -EINVAL;
 
@@ -348,48 +310,34 @@ int dmaprobe_op_sync(struct dmaprobe_ucmd *ucmd)
 	if (obj->type->sync)
 		ret = obj->type->sync(obj, cmd);
 	else
-		ret = obj->type->mapping ? -EOPNOTSUPP : -ENOENT;
+		ret = obj->type->end_cmd == DMAPROBE_UNMAP ? -EOPNOTSUPP : -ENOENT;
 	dmaprobe_object_put(obj);
 	return ret;
 }
 
-/**
- * dmaprobe_segments_one - answer DMAPROBE_SEGMENTS for what is one segment
- * @ucmd: the call
- * @addr: address of the segment
- * @length: its length
- *
- * Return: 0 or -ENOMEM
- */
-int dmaprobe_segments_one(struct dmaprobe_ucmd *ucmd, dma_addr_t addr, size_t length)
+/* Answer DMAPROBE_GET_SEGMENTS for what is one segment. Returns 0 or -ENOMEM. */
+int dmaprobe_reply_segment(struct dmaprobe_ucmd *ucmd, dma_addr_t addr, size_t length)
 {
 	struct scatterlist sg;
 
 	sg_init_table(&sg, 1);
 	sg_dma_address(&sg) = addr;
 	sg_dma_len(&sg) = length;
-	return dmaprobe_segments_sg(ucmd, &sg, 1);
+	return dmaprobe_reply_segments(ucmd, &sg, 1);
 }
 
-/**
- * dmaprobe_segments_sg - answer DMAPROBE_SEGMENTS for a mapped list
- * @ucmd: the call
- * @sgl: the list
- * @nents: its DMA segments, which mapping it gave
- *
- * Return: 0 or -ENOMEM
- */
-int dmaprobe_segments_sg(struct dmaprobe_ucmd *ucmd, struct scatterlist *sgl,
-			 unsigned int nents)
+/* Answer DMAPROBE_GET_SEGMENTS for a mapped list. Returns 0 or -ENOMEM. */
+int dmaprobe_reply_segments(struct dmaprobe_ucmd *ucmd, struct scatterlist *sgl,
+			    unsigned int nents)
 {
-	struct dmaprobe_segments *cmd = ucmd->cmd;
+	struct dmaprobe_get_segments *cmd = ucmd->cmd;
 	u32 room = min(cmd->nr_segments, nents);
 	struct dmaprobe_segment *out;
 	struct scatterlist *sg;
 	int ret, i;
 
 	cmd->nr_segments = nents;
-	ret = dmaprobe_tell(ucmd, cmd->segments, room, sizeof(*out));
+	ret = dmaprobe_reply_array(ucmd, cmd->segments, room, sizeof(*out));
 	if (ret)
 		return ret;
 	out = ucmd->array;
@@ -401,9 +349,9 @@ int dmaprobe_segments_sg(struct dmaprobe_ucmd *ucmd, struct scatterlist *sgl,
 	return 0;
 }
 
-int dmaprobe_op_segments(struct dmaprobe_ucmd *ucmd)
+int dmaprobe_op_get_segments(struct dmaprobe_ucmd *ucmd)
 {
-	struct dmaprobe_segments *cmd = ucmd->cmd;
+	struct dmaprobe_get_segments *cmd = ucmd->cmd;
 	struct dmaprobe_object *obj;
 	int ret = -ENOENT;
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What all memory has in common, whoever allocated it: it is charged, a physical
- * address can be found in it, programs mmap it and copy to and from it.
+ * The common part of everything made of pages: charging, finding a physical address in
+ * it, mmap(), DMAPROBE_COPY.
  */
 #include <linux/capability.h>
 #include <linux/fs.h>
@@ -24,15 +24,11 @@ MODULE_PARM_DESC(session_max_mib, "Memory a session may allocate or pin, in MiB"
 /* mmap offset: the id above, the offset in the object in the lower 32 bits. */
 #define MMAP_ID_SHIFT		32
 
-/**
- * dmaprobe_charge - charge memory to a session, before it is allocated
- * @s: the session
- * @nr: pages
+/*
+ * Charge memory to a session, before it is allocated.
  *
- * The session's own limit holds for everybody; RLIMIT_MEMLOCK for those who were
- * without CAP_IPC_LOCK when they opened the session.
- *
- * Return: 0, or -ENOMEM
+ * The session's own limit holds for everybody, RLIMIT_MEMLOCK for sessions that were
+ * opened without CAP_IPC_LOCK. Returns 0, or -ENOMEM.
  */
 int dmaprobe_charge(struct dmaprobe_session *s, unsigned long nr)
 {
@@ -55,11 +51,7 @@ over_session:
 	return -ENOMEM;
 }
 
-/**
- * dmaprobe_uncharge - give back what was charged
- * @s: the session
- * @nr: pages
- */
+/* Undo dmaprobe_charge(). */
 void dmaprobe_uncharge(struct dmaprobe_session *s, unsigned long nr)
 {
 	if (s->user)
@@ -84,12 +76,7 @@ static int cmp_index(const void *a, const void *b, const void *priv)
 	return ia < ib ? -1 : ia > ib;
 }
 
-/**
- * dmaprobe_memory_index - prepare lookup by physical address
- * @mem: memory whose pages are all there and do not change any more
- *
- * Return: 0, or -ENOMEM
- */
+/* Prepare lookup by physical address. Returns 0, or -ENOMEM. */
 int dmaprobe_memory_index(struct dmaprobe_memory *mem)
 {
 	unsigned long i;
@@ -100,21 +87,16 @@ int dmaprobe_memory_index(struct dmaprobe_memory *mem)
 	if (i >= mem->nr_pages)
 		return 0;
 
-	mem->by_pfn = kvmalloc_array(mem->nr_pages, sizeof(*mem->by_pfn),
-				     GFP_KERNEL_ACCOUNT);
+	mem->by_pfn = kvmalloc_array(mem->nr_pages, sizeof(*mem->by_pfn), GFP_KERNEL_ACCOUNT);
 	if (!mem->by_pfn)
 		return -ENOMEM;
 	for (i = 0; i < mem->nr_pages; i++)
 		mem->by_pfn[i] = i;
-	sort_r(mem->by_pfn, mem->nr_pages, sizeof(*mem->by_pfn), cmp_index, NULL,
-	       mem);
+	sort_r_nonatomic(mem->by_pfn, mem->nr_pages, sizeof(*mem->by_pfn), cmp_index, NULL, mem);
 	return 0;
 }
 
-/**
- * dmaprobe_memory_free - free the arrays of an object with pages
- * @mem: the memory; the pages themselves are its owner's to free
- */
+/* Free the arrays of an object with pages; the pages are its owner's to free. */
 void dmaprobe_memory_free(struct dmaprobe_memory *mem)
 {
 	kvfree(mem->by_pfn);
@@ -130,15 +112,14 @@ static bool find_at(const struct dmaprobe_memory *mem, unsigned long i,
 	if (i >= mem->nr_pages || mem_pfn(mem, i) != PHYS_PFN(phys))
 		return false;
 	at = ((u64)i << PAGE_SHIFT) + offset_in_page(phys);
-	if (at < mem->skew || at - mem->skew >= mem->length)
+	if (at < mem->first_offset || at - mem->first_offset >= mem->length)
 		return false;
-	*offset = at - mem->skew;
+	*offset = at - mem->first_offset;
 	return true;
 }
 
 /* The position in by_pfn[] of the first page that is not below @pfn. */
-static unsigned long lower_bound(const struct dmaprobe_memory *mem,
-				 unsigned long pfn)
+static unsigned long lower_bound(const struct dmaprobe_memory *mem, unsigned long pfn)
 {
 	unsigned long low = 0, high = mem->nr_pages;
 
@@ -153,13 +134,12 @@ static unsigned long lower_bound(const struct dmaprobe_memory *mem,
 	return low;
 }
 
-static bool find(const struct dmaprobe_memory *mem, phys_addr_t phys,
-		 u64 expected, u64 *offset)
+static bool find(const struct dmaprobe_memory *mem, phys_addr_t phys, u64 expected, u64 *offset)
 {
 	unsigned long pfn = PHYS_PFN(phys), i;
 
 	if (expected < mem->length &&
-	    find_at(mem, (mem->skew + expected) >> PAGE_SHIFT, phys, offset))
+	    find_at(mem, (mem->first_offset + expected) >> PAGE_SHIFT, phys, offset))
 		return true;
 	if (!mem->by_pfn)
 		return find_at(mem, pfn - mem_pfn(mem, 0), phys, offset);
@@ -195,37 +175,25 @@ bool dmaprobe_memory_find(const struct dmaprobe_memory *mem, phys_addr_t phys,
 		return true;
 	}
 	/* The object may begin behind it, in the same page. */
-	if (mem_pfn(mem, 0) == PHYS_PFN(phys) && offset_in_page(phys) < mem->skew)
-		*length = min(*length, mem->skew - offset_in_page(phys));
+	if (mem_pfn(mem, 0) == PHYS_PFN(phys) && offset_in_page(phys) < mem->first_offset)
+		*length = min(*length, mem->first_offset - offset_in_page(phys));
 	return false;
 }
 
-/**
- * dmaprobe_memory_get - look an object with pages up
- * @ucmd: the call that names it
- * @id: its id
- *
- * Return: its memory with a reference taken, or ERR_PTR(-ENOENT)
- */
-struct dmaprobe_memory *dmaprobe_memory_get(const struct dmaprobe_ucmd *ucmd,
-					    u32 id)
+/* Look an object with pages up and hold it. */
+struct dmaprobe_memory *dmaprobe_memory_get(const struct dmaprobe_ucmd *ucmd, u32 id)
 {
-	struct dmaprobe_object *obj = dmaprobe_object_get(ucmd, id, NULL);
+	struct dmaprobe_object *obj;
 
-	if (IS_ERR(obj))
-		return ERR_CAST(obj);
-	if (obj->type->has_pages)
-		return dmaprobe_obj_memory(obj);
-	dmaprobe_object_put(obj);
-	return ERR_PTR(-ENOENT);
+	id = dmaprobe_resolve_id(ucmd, id);
+	guard(rcu)();
+	obj = xa_load(&ucmd->session->objects, id);
+	if (!obj || !obj->type->has_pages || !refcount_inc_not_zero(&obj->refs))
+		return ERR_PTR(-ENOENT);
+	return dmaprobe_obj_memory(obj);
 }
 
-/**
- * dmaprobe_mmap_offset - what to give to mmap() for an object
- * @id: its id
- *
- * Return: the offset of its first page
- */
+/* What to give to mmap() for an object: the offset of its first page. */
 u64 dmaprobe_mmap_offset(u32 id)
 {
 	return (u64)id << MMAP_ID_SHIFT;
@@ -234,34 +202,27 @@ u64 dmaprobe_mmap_offset(u32 id)
 int dmaprobe_mmap(struct file *file, struct vm_area_struct *vma)
 {
 	struct dmaprobe_session *s = file->private_data;
+	unsigned long first = vma->vm_pgoff & (BIT(MMAP_ID_SHIFT - PAGE_SHIFT) - 1);
 	struct dmaprobe_ucmd lookup = { .session = s };
-	struct dmaprobe_object *obj;
-	int ret = -ENOENT;
+	struct dmaprobe_memory *mem;
+	int ret;
 
-	if (!READ_ONCE(s->dd->pdev))
+	if (READ_ONCE(s->dd->unplugged))
 		return -ENODEV;
 	/* A private mapping would show the device's writes only by half. */
 	if (!(vma->vm_flags & VM_SHARED))
 		return -EINVAL;
 
-	obj = dmaprobe_object_get(&lookup, vma->vm_pgoff >>
-					   (MMAP_ID_SHIFT - PAGE_SHIFT), NULL);
-	if (IS_ERR(obj))
-		return PTR_ERR(obj);
-	if (obj->type->mmap)
-		ret = obj->type->mmap(obj, vma,
-				      vma->vm_pgoff & (BIT(MMAP_ID_SHIFT -
-							   PAGE_SHIFT) - 1));
-	dmaprobe_object_put(obj);
+	/* Nothing but memory: its last reference may be put without the device. */
+	mem = dmaprobe_memory_get(&lookup, vma->vm_pgoff >> (MMAP_ID_SHIFT - PAGE_SHIFT));
+	if (IS_ERR(mem))
+		return PTR_ERR(mem);
+	ret = mem->obj.type->mmap(&mem->obj, vma, first);
+	dmaprobe_object_put(&mem->obj);
 	return ret;
 }
 
-/**
- * dmaprobe_copy_part - move the bytes of a part of a copy
- * @cmd: the copy; its range was checked
- * @part: the part
- * @kernel: kernel address of the part's first byte in the object
- */
+/* Move the bytes of a part of a copy whose range was checked. */
 void dmaprobe_copy_part(const struct dmaprobe_copy *cmd,
 			const struct dmaprobe_copy_part *part, void *kernel)
 {
@@ -277,8 +238,8 @@ static int copy_part(struct dmaprobe_ucmd *ucmd, const struct dmaprobe_copy_part
 	struct dmaprobe_object *obj;
 	int ret = -ENOENT;
 
-	guard(rwsem_read)(&ucmd->session->dd->unplug_lock);
-	if (!ucmd->session->dd->pdev)
+	guard(rwsem_read)(&ucmd->session->dd->group->lock);
+	if (ucmd->session->dd->unplugged)
 		return -ENODEV;
 	obj = dmaprobe_object_get(ucmd, cmd->id, NULL);
 	if (IS_ERR(obj))
@@ -301,8 +262,7 @@ int dmaprobe_op_copy(struct dmaprobe_ucmd *ucmd)
 	if (!access_ok(u64_to_user_ptr(cmd->addr), cmd->length))
 		return -EFAULT;
 
-	void *data __free(kfree) =
-		kmalloc(min(cmd->length, PAGE_SIZE), GFP_KERNEL_ACCOUNT);
+	void *data __free(kfree) = kmalloc(min(cmd->length, PAGE_SIZE), GFP_KERNEL_ACCOUNT);
 	if (!data)
 		return -ENOMEM;
 

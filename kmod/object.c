@@ -1,14 +1,50 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Ids and lifetime of what a session holds.
- *
- * An id is reserved before the object does anything that must be undone, and
- * published when nothing can fail any more; in between it cannot be looked up.
+ * Ids and lifetime of what a session holds: see struct dmaprobe_object_type.
  */
+#include <linux/moduleparam.h>
+#include <linux/nospec.h>
 #include <linux/rcupdate_wait.h>
 #include <linux/slab.h>
 
 #include "private.h"
+
+static unsigned int device_max_addresses = 65536;
+module_param(device_max_addresses, uint, 0644);
+MODULE_PARM_DESC(device_max_addresses,
+		 "DMA addresses that the unprivileged sessions of a device may hold together");
+
+/*
+ * Count a DMA address that a session is about to make.
+ *
+ * Behind each address are a node of the kernel's IOVA allocator, whose searches take
+ * longer the more there are, and page tables. Nobody is charged for these. Returns 0;
+ * -EPERM while the limits of the device are those of a privileged session, and this one
+ * is not; -ENOSPC when there are too many.
+ */
+int dmaprobe_address_get(struct dmaprobe_session *s)
+{
+	struct dmaprobe_device *dd = s->dd;
+	int nr = atomic_inc_return(&dd->nr_addresses[s->privileged]);
+	int ret;
+
+	if (s->privileged)
+		return 0;
+	if (dd->widened)
+		ret = -EPERM;
+	else if ((unsigned int)nr > READ_ONCE(device_max_addresses))
+		ret = -ENOSPC;
+	else
+		return 0;
+	atomic_dec(&dd->nr_addresses[false]);
+	return ret;
+}
+
+/* Undo dmaprobe_address_get(). */
+void dmaprobe_address_put(struct dmaprobe_session *s)
+{
+	atomic_dec(&s->dd->nr_addresses[s->privileged]);
+}
 
 /**
  * dmaprobe_object_reserve - give a new object its id
@@ -16,41 +52,47 @@
  * @obj: the object
  * @type: its type
  *
- * Return: 0, or -ENOMEM
+ * Nobody finds the object until dmaprobe_object_add(), not even teardown, so the
+ * caller keeps dmaprobe_group::lock until then.
+ *
+ * Return: 0, -ENOMEM, or what dmaprobe_address_get() returns
  */
 int dmaprobe_object_reserve(struct dmaprobe_session *s,
 			    struct dmaprobe_object *obj,
 			    const struct dmaprobe_object_type *type)
 {
+	int ret;
+
 	obj->type = type;
 	obj->session = s;
-	refcount_set(&obj->refs, 1);
-	return xa_alloc(&s->objects, &obj->id, XA_ZERO_ENTRY,
-			XA_LIMIT(1, INT_MAX), GFP_KERNEL_ACCOUNT);
+	refcount_set(&obj->refs, 0);
+	if (type->has_address) {
+		ret = dmaprobe_address_get(s);
+		if (ret)
+			return ret;
+	}
+	ret = xa_alloc(&s->objects, &obj->id, XA_ZERO_ENTRY,
+		       XA_LIMIT(1, INT_MAX), GFP_KERNEL_ACCOUNT);
+	if (ret && type->has_address)
+		dmaprobe_address_put(s);
+	return ret == -EBUSY ? -ENOMEM : ret;
 }
 
-/**
- * dmaprobe_object_unreserve - take back the id of an object never published
- * @obj: the object
- */
+/* Undo dmaprobe_object_reserve(). */
 void dmaprobe_object_unreserve(struct dmaprobe_object *obj)
 {
 	xa_erase(&obj->session->objects, obj->id);
+	if (obj->type->has_address)
+		dmaprobe_address_put(obj->session);
 }
 
-/**
- * dmaprobe_object_publish - let lookups find an object
- * @ucmd: the call that made it
- * @obj: the object; its first reference is the xarray's from now on, and other
- *	calls can free it at once
- */
-void dmaprobe_object_publish(struct dmaprobe_ucmd *ucmd,
-			     struct dmaprobe_object *obj)
+/* Let teardown find an object. It is hidden until dmaprobe_object_show(). */
+void dmaprobe_object_add(struct dmaprobe_ucmd *ucmd, struct dmaprobe_object *obj)
 {
 	struct xarray *xa = &obj->session->objects;
 
-	ucmd->object = obj;
 	ucmd->made = obj->id;
+	ucmd->id = obj->id;
 	/* Cannot fail: the reserved slot is there. */
 	xa_lock(xa);
 	__xa_store(xa, obj->id, obj, 0);
@@ -59,34 +101,43 @@ void dmaprobe_object_publish(struct dmaprobe_ucmd *ucmd,
 	xa_unlock(xa);
 }
 
-/**
- * dmaprobe_object_undo - take back what a call made but could not tell of
- * @ucmd: the call
- *
- * Nobody was told the id, but another thread can have guessed it.
- */
-void dmaprobe_object_undo(struct dmaprobe_ucmd *ucmd)
+static void object_free(struct dmaprobe_object *obj)
 {
-	struct dmaprobe_session *s = ucmd->session;
-	struct dmaprobe_object *obj = ucmd->object;
+	struct dmaprobe_session *s = obj->session;
+	const struct dmaprobe_object_type *type = obj->type;
 
-	guard(rwsem_read)(&s->dd->unplug_lock);
-	scoped_guard(spinlock, &s->objects.xa_lock) {
-		if (xa_load(&s->objects, ucmd->made) == obj)
-			__xa_erase(&s->objects, ucmd->made);
-		else
-			obj = NULL;
-	}
-	ucmd->made = 0;
-	if (!obj)
+	type->release(obj);
+	if (type->has_address && !type->revoke)
+		dmaprobe_address_put(s);
+	kfree_rcu(obj, rcu);
+}
+
+/* Let lookups find an object, unless teardown has taken it since it was added. */
+void dmaprobe_object_show(struct dmaprobe_session *s, u32 id)
+{
+	struct dmaprobe_object *obj;
+
+	xa_lock(&s->objects);
+	obj = xa_load(&s->objects, id);
+	if (obj)
+		refcount_set(&obj->refs, 1);
+	xa_unlock(&s->objects);
+}
+
+/* Release an object that was never shown, unless teardown has. */
+void dmaprobe_object_withdraw(struct dmaprobe_session *s, u32 id)
+{
+	struct dmaprobe_object *obj;
+
+	guard(rwsem_read)(&s->dd->group->lock);
+	if (s->dd->unplugged)
 		return;
-	if (obj->type->revoke)
-		obj->type->revoke(obj);
-	dmaprobe_object_put(obj);
+	obj = xa_erase(&s->objects, id);
+	object_free(obj);
 }
 
 /* The id that is meant: in a run it can be that of what an earlier call made. */
-static u32 resolve_id(const struct dmaprobe_ucmd *ucmd, u32 id)
+u32 dmaprobe_resolve_id(const struct dmaprobe_ucmd *ucmd, u32 id)
 {
 	u32 index = id & ~DMAPROBE_RUN_ID(0);
 
@@ -94,24 +145,17 @@ static u32 resolve_id(const struct dmaprobe_ucmd *ucmd, u32 id)
 		return id;
 	if (!ucmd->run || index >= ucmd->run->nr)
 		return 0;
-	return ucmd->run->ids[index];
+	return ucmd->run->ids[array_index_nospec(index, ucmd->run->nr)];
 }
 
-/**
- * dmaprobe_object_get - look an object up
- * @ucmd: the call that names it
- * @id: its id
- * @type: the type it must have, or NULL for any
- *
- * Return: the object with a reference taken, or ERR_PTR(-ENOENT)
- */
+/* Look an object up, of one type or of any (NULL), and hold it. */
 struct dmaprobe_object *
 dmaprobe_object_get(const struct dmaprobe_ucmd *ucmd, u32 id,
 		    const struct dmaprobe_object_type *type)
 {
 	struct dmaprobe_object *obj;
 
-	id = resolve_id(ucmd, id);
+	id = dmaprobe_resolve_id(ucmd, id);
 	guard(rcu)();
 	obj = xa_load(&ucmd->session->objects, id);
 	if (!obj || (type && obj->type != type) ||
@@ -120,72 +164,98 @@ dmaprobe_object_get(const struct dmaprobe_ucmd *ucmd, u32 id,
 	return obj;
 }
 
-/**
- * dmaprobe_object_put - give a reference back
- * @obj: the object; released and freed with the last one
- */
 void dmaprobe_object_put(struct dmaprobe_object *obj)
 {
-	if (refcount_dec_and_test(&obj->refs)) {
-		obj->type->release(obj);
-		kfree_rcu(obj, rcu);
-	}
+	if (refcount_dec_and_test(&obj->refs))
+		object_free(obj);
 }
 
-/**
- * dmaprobe_object_destroy - take an object out of its session and release it
- * @ucmd: the call that names it
- * @id: its id
- * @type: the type it must have, or NULL for any that is a mapping
- *
- * Return: 0, -ENOENT, or -EBUSY while somebody else holds a reference
+/* Take an object, held by the caller, out of its session; only once. */
+void dmaprobe_object_remove(struct dmaprobe_object *obj)
+{
+	xa_erase(&obj->session->objects, obj->id);
+	dmaprobe_object_put(obj);
+}
+
+/*
+ * Release an object of a type that the command @cmd ends, unless somebody else holds a
+ * reference; @attrs become its attributes.
  */
-int dmaprobe_object_destroy(const struct dmaprobe_ucmd *ucmd, u32 id,
-			    const struct dmaprobe_object_type *type)
+static int destroy(struct dmaprobe_ucmd *ucmd, u32 id, unsigned int cmd, u64 attrs)
 {
 	struct dmaprobe_session *s = ucmd->session;
 	struct dmaprobe_object *obj;
 
-	id = resolve_id(ucmd, id);
+	id = dmaprobe_resolve_id(ucmd, id);
+	ucmd->id = id;
 	scoped_guard(spinlock, &s->objects.xa_lock) {
 		obj = xa_load(&s->objects, id);
-		if (!obj || (type ? obj->type != type : !obj->type->mapping))
+		if (!obj || obj->type->end_cmd != cmd || !refcount_read(&obj->refs))
 			return -ENOENT;
+		if ((obj->attrs ^ attrs) & ~(u64)DMAPROBE_ATTR_SKIP_CPU_SYNC)
+			return -EINVAL;
+		if (obj->type->may_block && ucmd->nonblock)
+			return -EAGAIN;
 		if (!refcount_dec_if_one(&obj->refs))
 			return -EBUSY;
 		__xa_erase(&s->objects, id);
 	}
-
-	obj->type->release(obj);
-	kfree_rcu(obj, rcu);
+	obj->attrs = attrs;
+	object_free(obj);
 	return 0;
 }
 
-/**
- * dmaprobe_objects_teardown - release what a session holds
- * @s: the session; no op is running in it
- * @memory: whether it is the turn of the memory, which comes after what maps it
- */
-void dmaprobe_objects_teardown(struct dmaprobe_session *s, bool memory)
+int dmaprobe_op_destroy(struct dmaprobe_ucmd *ucmd)
 {
+	struct dmaprobe_destroy *cmd = ucmd->cmd;
+
+	if (cmd->__reserved)
+		return -EINVAL;
+	return destroy(ucmd, cmd->id, DMAPROBE_DESTROY, 0);
+}
+
+int dmaprobe_op_unmap(struct dmaprobe_ucmd *ucmd)
+{
+	struct dmaprobe_unmap *cmd = ucmd->cmd;
+	int ret;
+
+	if (cmd->__reserved)
+		return -EINVAL;
+	ret = dmaprobe_check_attrs(cmd->attrs, DMAPROBE_MAP_ATTRS | DMAPROBE_ATTR_CC_SHARED);
+	return ret ?: destroy(ucmd, cmd->id, DMAPROBE_UNMAP, cmd->attrs);
+}
+
+/*
+ * Release what a session holds in which no op is running.
+ *
+ * The order does not matter: who uses an object holds it.
+ */
+void dmaprobe_objects_teardown(struct dmaprobe_session *s)
+{
+	struct dmaprobe_group *group = s->dd->group;
 	struct dmaprobe_object *obj;
 	unsigned long id;
 
+	down_read(&group->lock);
 	xa_for_each(&s->objects, id, obj) {
-		if (obj->type->memory == memory) {
-			xa_erase(&s->objects, id);
-			if (obj->type->revoke)
-				obj->type->revoke(obj);
+		while (obj->type->drain && obj->type->drain(obj))
+			dmaprobe_group_relax(group);
+		xa_erase(&s->objects, id);
+		if (obj->type->revoke)
+			obj->type->revoke(obj);
+		if (refcount_read(&obj->refs))
 			dmaprobe_object_put(obj);
-		}
-		cond_resched();
+		else
+			object_free(obj);
+		dmaprobe_group_relax(group);
 	}
-	WARN_ON(memory && !xa_empty(&s->objects));
+	up_read(&group->lock);
+	WARN_ON(!xa_empty(&s->objects));
 }
 
-int dmaprobe_op_stats(struct dmaprobe_ucmd *ucmd)
+int dmaprobe_op_get_stats(struct dmaprobe_ucmd *ucmd)
 {
-	struct dmaprobe_stats *cmd = ucmd->cmd;
+	struct dmaprobe_get_stats *cmd = ucmd->cmd;
 	struct dmaprobe_session *s = ucmd->session;
 	XA_STATE(xas, &s->objects, 0);
 	struct dmaprobe_object *obj;
@@ -198,7 +268,8 @@ int dmaprobe_op_stats(struct dmaprobe_ucmd *ucmd)
 	xas_for_each(&xas, obj, ULONG_MAX) {
 		if (xas_retry(&xas, obj))
 			continue;
-		++*(u32 *)((void *)cmd + obj->type->stats);
+		if (refcount_read(&obj->refs))
+			++*(u32 *)((void *)cmd + obj->type->stats);
 		if (need_resched()) {
 			xas_pause(&xas);
 			cond_resched_rcu();

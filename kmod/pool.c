@@ -2,8 +2,8 @@
 /*
  * Pools of small blocks of coherent memory, and the blocks.
  *
- * A pool never gives memory back before it is destroyed, so it is charged for the
- * most that it ever needed.
+ * A pool never gives memory back before it is destroyed, so it is charged for the most
+ * that it ever needed.
  */
 #include <linux/capability.h>
 #include <linux/dmapool.h>
@@ -51,8 +51,9 @@ static void pool_release(struct dmaprobe_object *obj)
 
 static const struct dmaprobe_object_type pool_type = {
 	.release = pool_release,
-	.memory = true,
-	.stats = offsetof(struct dmaprobe_stats, nr_pools),
+	.end_cmd = DMAPROBE_DESTROY,
+	.has_address = true,
+	.stats = offsetof(struct dmaprobe_get_stats, nr_pools),
 };
 
 static void block_release(struct dmaprobe_object *obj)
@@ -82,12 +83,14 @@ static int block_segments(struct dmaprobe_object *obj, struct dmaprobe_ucmd *ucm
 {
 	struct dmaprobe_block *b = container_of(obj, struct dmaprobe_block, obj);
 
-	return dmaprobe_segments_one(ucmd, b->addr, b->pool->block_size);
+	return dmaprobe_reply_segment(ucmd, b->addr, b->pool->block_size);
 }
 
 static const struct dmaprobe_object_type block_type = {
 	.release = block_release,
-	.stats = offsetof(struct dmaprobe_stats, nr_blocks),
+	.end_cmd = DMAPROBE_DESTROY,
+	.has_address = true,
+	.stats = offsetof(struct dmaprobe_get_stats, nr_blocks),
 	.copy = block_copy,
 	.segments = block_segments,
 };
@@ -141,7 +144,7 @@ int dmaprobe_op_pool_create(struct dmaprobe_ucmd *ucmd)
 	}
 
 	cmd->id = p->obj.id;
-	dmaprobe_object_publish(ucmd, &p->obj);
+	dmaprobe_object_add(ucmd, &p->obj);
 	return 0;
 
 err_unreserve:
@@ -150,15 +153,6 @@ err_free:
 	mutex_destroy(&p->lock);
 	kfree(p);
 	return ret;
-}
-
-int dmaprobe_op_pool_destroy(struct dmaprobe_ucmd *ucmd)
-{
-	struct dmaprobe_pool_destroy *cmd = ucmd->cmd;
-
-	if (cmd->__reserved)
-		return -EINVAL;
-	return dmaprobe_object_destroy(ucmd, cmd->id, &pool_type);
 }
 
 /* Take a block, and charge the session if the pool must grow for it. */
@@ -214,7 +208,9 @@ int dmaprobe_op_pool_alloc(struct dmaprobe_ucmd *ucmd)
 
 	cmd->id = b->obj.id;
 	cmd->dma_addr = b->addr;
-	dmaprobe_object_publish(ucmd, &b->obj);
+	dmaprobe_object_add(ucmd, &b->obj);
+	ucmd->iova = b->addr;
+	ucmd->length = b->pool->block_size;
 	return 0;
 
 err_unreserve:
@@ -224,13 +220,4 @@ err_free:
 err_pool:
 	dmaprobe_object_put(pool);
 	return ret;
-}
-
-int dmaprobe_op_pool_free(struct dmaprobe_ucmd *ucmd)
-{
-	struct dmaprobe_pool_free *cmd = ucmd->cmd;
-
-	if (cmd->__reserved)
-		return -EINVAL;
-	return dmaprobe_object_destroy(ucmd, cmd->id, &block_type);
 }

@@ -2,27 +2,30 @@
 /*
  * What the files of the module share.
  *
- * A user's call goes ops.c (op table) -> one handler in the file of its object
- * -> the kernel's DMA API.
+ * A call goes from a front (ioctl, uring.c, run.c) through dispatch.c to the handler
+ * in the file of its object, and from there to the kernel's DMA API.
  *
  * Lock order:
  *
- *	dmaprobe_device::unplug_lock	read: every op; write: unplug, ops that
- *					need all others to stand still
- *	  dmaprobe_device::lock		the list of sessions, who has the MMIO
- *	  dmaprobe_iova::lock		one IOVA space
- *	    xa_lock of dmaprobe_session::objects
- *	  dmaprobe_pool::lock		how much of a pool is in use
- *	  mmap_lock			revoking
- *	    dma_buf::resv		one dma-buf: who maps it, revoking it
- *	      dmaprobe_allocation::lock	who mmaps or exports an allocation
+ *	dmaprobe_device::lock		the list of sessions; unplug, open and close
+ *	  vfio_device_set::lock		who has the registers: sessions or VFIO
+ *	  dmaprobe_session::teardown	one teardown of a session at a time
+ *	    dmaprobe_group::lock	read: whatever changes page tables; write: unplug,
+ *					changing limits, walking page tables
+ *	      dmaprobe_iova::lock	one IOVA space
+ *	        xa_lock of dmaprobe_session::objects
+ *	      dmaprobe_pool::lock	how much of a pool is in use
+ *	      mmap_lock			revoking an allocation
+ *	        dma_buf::resv		one dma-buf: who maps it, revoking it
+ *	          dmaprobe_group::walk	see there
+ *	          dmaprobe_allocation::lock	who mmaps or exports an allocation
  *
- * mmap() and what becomes of it run under mmap_lock, so they must not take
- * unplug_lock. What other devices' users do to a dma-buf runs under the lock of its
- * reservation object; that neither copies from user space nor takes unplug_lock.
+ * mmap() and the VMAs it makes run under mmap_lock, so they must not take
+ * dmaprobe_group::lock. What other devices' users do to a dma-buf runs under the
+ * lock of its reservation object; that takes none of the locks above it either.
  *
- * No fault of the caller's memory is waited for under any of these: who serves the
- * fault may be the caller, and take as long as he likes, while unplug waits.
+ * No fault of the caller's memory is taken under any of these: a fault handler in
+ * user space could stall unplug indefinitely.
  */
 #ifndef DMAPROBE_PRIVATE_H
 #define DMAPROBE_PRIVATE_H
@@ -37,6 +40,7 @@
 #include <linux/rwsem.h>
 #include <linux/sched/signal.h>
 #include <linux/types.h>
+#include <linux/uidgid.h>
 #include <linux/xarray.h>
 
 #include <linux/dmaprobe.h>
@@ -44,16 +48,28 @@
 struct dma_buf;
 struct dmaprobe_copy_part;
 struct dmaprobe_object;
-struct dmaprobe_session;
-struct scatterlist;
+struct dmaprobe_op;
 struct io_uring_cmd;
+struct scatterlist;
+struct sg_table;
 struct user_struct;
+struct vfio_pci_core_device;
 
-/* Who may use the device's BARs and its bus mastering. */
-enum dmaprobe_mmio_owner {
-	DMAPROBE_MMIO_NONE,
-	DMAPROBE_MMIO_SESSION,	/* sessions that asked with DMAPROBE_ENABLE */
-	DMAPROBE_MMIO_VFIO,	/* the VFIO device is open */
+/*
+ * Devices whose DMA goes through the same page tables: the functions of an IOMMU
+ * group. Without an IOMMU, each device has one of its own.
+ */
+struct dmaprobe_group {
+	struct list_head node;
+	struct iommu_domain *domain;
+	unsigned int users;
+	struct rw_semaphore lock;
+
+	/*
+	 * Held by a walk of the page tables, and when an exporter takes a dma-buf's
+	 * memory away, which unmaps it without dmaprobe_group::lock.
+	 */
+	struct mutex walk;
 };
 
 /*
@@ -63,23 +79,33 @@ enum dmaprobe_mmio_owner {
 struct dmaprobe_device {
 	struct device dev;
 	struct cdev cdev;
+	struct vfio_pci_core_device *core;	/* held */
+	struct dmaprobe_group *group;
 
 	/* Fixed from probe to unplug. */
 	struct iommu_domain *domain;	/* of the DMA API; NULL without IOMMU */
-	u64 bound_mask;			/* as found at probe */
+	u64 bound_mask;			/* as found at probe, at most 32 bits */
 	u64 bound_coherent_mask;
 	u64 bound_boundary;
 	u32 bound_max_segment;
 	u32 bound_min_align;
 
-	struct rw_semaphore unplug_lock;
-	struct pci_dev *pdev;		/* NULL once unplugged */
+	/* Written with dmaprobe_group::lock held for writing. */
+	struct pci_dev *pdev;
+	bool unplugged;
+	bool widened;			/* limits that take a privilege are set */
 	size_t direct_max;		/* dma_max_mapping_size() for what is set */
 
-	struct mutex lock;		/* all below */
+	/* DMA addresses held by unprivileged and by privileged sessions. */
+	atomic_t nr_addresses[2];
+
+	struct mutex lock;		/* the list */
 	struct list_head sessions;
-	enum dmaprobe_mmio_owner mmio_owner;
+
+	/* Under vfio_device_set::lock. */
 	unsigned int enable_users;
+	bool used;			/* a session has enabled it before */
+	kuid_t used_by;			/* the last one that did */
 };
 
 /* An open file. */
@@ -88,10 +114,15 @@ struct dmaprobe_session {
 	struct list_head node;
 	struct inode *inode;		/* through which its memory is mmapped */
 	struct xarray objects;
+	struct mutex teardown;		/* of all below */
 	struct user_struct *user;	/* who is charged; NULL with CAP_IPC_LOCK */
+	kuid_t uid;
+	u32 id;				/* for traces */
+	bool read_only;			/* the file was not opened for writing */
+	bool privileged;		/* opened with CAP_SYS_RAWIO */
+	bool enabled;			/* under vfio_device_set::lock */
 	atomic_long_t nr_pages;		/* charged */
 	atomic_long_t nr_pinned;	/* pages of user memory */
-	bool enabled;			/* under dmaprobe_device::lock */
 };
 
 /* One call of an op, whichever way it came in. */
@@ -99,53 +130,73 @@ struct dmaprobe_ucmd {
 	struct dmaprobe_session *session;
 	void __user *ubuffer;
 	u32 user_size;
-	u32 size;
+	bool nonblock;			/* answer EAGAIN rather than block */
+	const struct dmaprobe_op *op;
 	void *cmd;
 	struct dmaprobe_run_state *run;	/* the run it is in, or NULL */
-	struct dmaprobe_object *object;	/* that it made, */
-	u32 made;			/* and its id; 0 without one */
-	bool nonblock;			/* answer EAGAIN rather than sleep */
 
-	/* What is told beside the struct: see dmaprobe_tell(). */
-	size_t array_size;
+	/* What it made, hidden until the caller has its answer: see reply(). */
+	u32 made;			/* id of an object, or 0 */
+	struct file *file;		/* with a reference, or NULL */
+	int fd;				/* reserved for it */
+
+	/* An array that is written beside the struct: see dmaprobe_reply_array(). */
 	void *array;
+	size_t array_size;
 	void __user *array_to;
+
+	/* For the trace. */
+	u32 id;
+	u64 iova;
+	u64 length;
 };
 
 /* What the calls of a run share. */
 struct dmaprobe_run_state {
 	u32 nr;			/* calls made */
 	u32 *ids;		/* that they have made, for DMAPROBE_RUN_ID() */
-	bool locked;		/* it holds unplug_lock for reading, and takes no faults */
 };
 
 /*
- * Objects. The xarray holds one reference; a user of the object (another object,
- * or a call in flight) holds one more. Release runs at the last put, with the
- * device still there: unplug and close wait for the calls in flight. Buffers are
- * the exception: mmap() can outlast unplug, so their release must not need it.
+ * Objects. One is in the session's table from the moment there is something to
+ * undo, so that teardown finds it. It is hidden there, with a reference count of
+ * 0, until the call that made it has answered its caller. From then on the table
+ * holds one reference, and each user (another object, an mmap, a call in flight)
+ * one more.
+ *
+ * release() runs when the last reference is put, with dmaprobe_group::lock held
+ * for reading. Memory is the exception, since an mmap or a walk can hold it longer:
+ * its release() must not need device or lock unless it was never revoked.
  */
 struct dmaprobe_object_type {
 	void (*release)(struct dmaprobe_object *obj);
 
 	/*
+	 * Do a bounded part of what release() would otherwise do at a stretch, and
+	 * return whether there is more. Called by teardown only.
+	 */
+	bool (*drain)(struct dmaprobe_object *obj);
+
+	/*
 	 * Give back what must not outlast the session or the device, though
-	 * others may still hold the object. Called once, when the session or the
-	 * device goes; release is called as well, and may come much later.
+	 * others may still hold the object; the address too. Called once, by
+	 * teardown, and release() as well, maybe much later.
 	 */
 	void (*revoke)(struct dmaprobe_object *obj);
-	bool memory;		/* what others map; torn down after them */
-	bool mapping;		/* what DMAPROBE_UNMAP takes */
+
+	unsigned int end_cmd;	/* DMAPROBE_DESTROY, DMAPROBE_UNMAP or 0 */
+	bool has_address;	/* counts as a DMA address */
 	bool has_pages;		/* is a struct dmaprobe_memory */
-	u16 stats;		/* offset of its count in struct dmaprobe_stats */
+	bool may_block;		/* release() may take long */
+	u16 stats;		/* offset of its count in struct dmaprobe_get_stats */
 
 	/*
 	 * What commands do that take objects of several types; absent where a
 	 * type has no use for it. The object is held by the caller.
 	 *
-	 * mmap() runs without unplug_lock, so the device can go away meanwhile.
-	 * copy() is called for one part of a copy after the other, none of which
-	 * crosses a page's end in the object; it checks the whole with
+	 * mmap() runs without dmaprobe_group::lock, so the device can go away
+	 * meanwhile. copy() is called for one part of a copy after the other, none
+	 * of which crosses a page's end in the object; it checks the whole with
 	 * dmaprobe_copy_fits(), and moves the part with dmaprobe_copy_part().
 	 */
 	int (*mmap)(struct dmaprobe_object *obj, struct vm_area_struct *vma,
@@ -162,55 +213,57 @@ struct dmaprobe_object {
 	struct rcu_head rcu;
 	refcount_t refs;
 	u32 id;
+	u32 attrs;		/* of a mapping: DMAPROBE_ATTR_* */
 };
 
-extern const struct dmaprobe_object_type dmaprobe_buffer_type;
-
-/* Marks objects with pages in the xarray, for those who look for one by them. */
+/* Marks objects with pages in the table, for searches by page. */
 #define DMAPROBE_MARK_PAGES	XA_MARK_1
 
 /* object.c */
+int dmaprobe_address_get(struct dmaprobe_session *s);
+void dmaprobe_address_put(struct dmaprobe_session *s);
 int dmaprobe_object_reserve(struct dmaprobe_session *s,
 			    struct dmaprobe_object *obj,
 			    const struct dmaprobe_object_type *type);
 void dmaprobe_object_unreserve(struct dmaprobe_object *obj);
-void dmaprobe_object_publish(struct dmaprobe_ucmd *ucmd,
-			     struct dmaprobe_object *obj);
+void dmaprobe_object_add(struct dmaprobe_ucmd *ucmd, struct dmaprobe_object *obj);
+void dmaprobe_object_show(struct dmaprobe_session *s, u32 id);
+void dmaprobe_object_withdraw(struct dmaprobe_session *s, u32 id);
+u32 dmaprobe_resolve_id(const struct dmaprobe_ucmd *ucmd, u32 id);
 struct dmaprobe_object *
 dmaprobe_object_get(const struct dmaprobe_ucmd *ucmd, u32 id,
 		    const struct dmaprobe_object_type *type);
 void dmaprobe_object_put(struct dmaprobe_object *obj);
+void dmaprobe_object_remove(struct dmaprobe_object *obj);
+void dmaprobe_objects_teardown(struct dmaprobe_session *s);
 
-/* One more reference for who has one. */
+/* Take another reference; the caller must hold one. */
 static inline void dmaprobe_object_hold(struct dmaprobe_object *obj)
 {
 	refcount_inc(&obj->refs);
 }
 
-int dmaprobe_object_destroy(const struct dmaprobe_ucmd *ucmd, u32 id,
-			    const struct dmaprobe_object_type *type);
-void dmaprobe_object_undo(struct dmaprobe_ucmd *ucmd);
-void dmaprobe_objects_teardown(struct dmaprobe_session *s, bool memory);
-
 /* attrs.c */
-int dmaprobe_attrs(u64 attrs, u64 taken, unsigned long *out);
-int dmaprobe_map_attrs(const struct dmaprobe_session *s, u64 attrs, u64 taken,
-		       unsigned long *out);
+u64 dmaprobe_attrs_offered(void);
+unsigned long dmaprobe_kernel_attrs(u64 attrs);
+int dmaprobe_check_attrs(u64 attrs, u64 taken);
+int dmaprobe_check_map_attrs(const struct dmaprobe_session *s, u64 attrs, u64 taken);
+unsigned long dmaprobe_map_attrs(const struct dmaprobe_session *s, u64 attrs);
 
 /* memory.c */
 
 /*
- * The common part of objects that are made of pages: bytes @skew to
- * @skew + @length of the pages, one after the other. Offsets in an object count
+ * The common part of objects that are made of pages: @length bytes from
+ * @first_offset on, of the pages one after the other. Offsets in an object count
  * from its first byte.
  */
 struct dmaprobe_memory {
 	struct dmaprobe_object obj;
-	struct page **pages;	/* NULL: no page can be found */
+	struct page **pages;	/* NULL: the kernel does not know them */
 	u32 *by_pfn;		/* their indices, ascending by page; NULL: one run */
 	unsigned long nr_pages;
 	u64 length;
-	u32 skew;
+	u32 first_offset;
 };
 
 static_assert(offsetof(struct dmaprobe_memory, obj) == 0);
@@ -228,8 +281,7 @@ int dmaprobe_memory_index(struct dmaprobe_memory *mem);
 void dmaprobe_memory_free(struct dmaprobe_memory *mem);
 bool dmaprobe_memory_find(const struct dmaprobe_memory *mem, phys_addr_t phys,
 			  u64 expected, u64 *offset, u64 *length);
-struct dmaprobe_memory *dmaprobe_memory_get(const struct dmaprobe_ucmd *ucmd,
-					    u32 id);
+struct dmaprobe_memory *dmaprobe_memory_get(const struct dmaprobe_ucmd *ucmd, u32 id);
 u64 dmaprobe_mmap_offset(u32 id);
 int dmaprobe_mmap(struct file *file, struct vm_area_struct *vma);
 
@@ -258,10 +310,9 @@ struct dmaprobe_buffer {
 	bool read_only;		/* for the device */
 };
 
-struct dmaprobe_buffer *dmaprobe_buffer_get(const struct dmaprobe_ucmd *ucmd,
-					    u32 id);
+struct dmaprobe_buffer *dmaprobe_buffer_get(const struct dmaprobe_ucmd *ucmd, u32 id);
 
-/* Also of what dmaprobe_buffer_get() answered when it found none. */
+/* Accepts NULL and an ERR_PTR. */
 static inline void dmaprobe_buffer_put(struct dmaprobe_buffer *buf)
 {
 	if (!IS_ERR_OR_NULL(buf))
@@ -272,6 +323,13 @@ DEFINE_FREE(dmaprobe_buffer_put, struct dmaprobe_buffer *, dmaprobe_buffer_put(_
 
 int dmaprobe_buffer_range(const struct dmaprobe_buffer *buf, u64 offset,
 			  u64 length, u32 dir, phys_addr_t *phys);
+struct dmaprobe_buffer *dmaprobe_buffer_new(struct dmaprobe_session *s,
+					    unsigned long nr, unsigned long charge);
+int dmaprobe_buffer_add(struct dmaprobe_ucmd *ucmd, struct dmaprobe_buffer *buf);
+void dmaprobe_buffer_free(struct dmaprobe_session *s, struct dmaprobe_buffer *buf);
+
+/* pin.c */
+void dmaprobe_unpin(struct dmaprobe_session *s, struct dmaprobe_buffer *buf);
 
 /* alloc.c */
 struct dmaprobe_allocation {
@@ -287,108 +345,72 @@ struct dmaprobe_allocation {
 	u8 dir;
 
 	spinlock_t lock;	/* all below */
-	bool gone;		/* revoked, or about to be */
+	bool revoked;		/* the memory is gone, or about to go */
 	struct list_head views;
-	struct dma_buf *dmabuf;	/* not held */
+	struct list_head exports;
 };
 
 struct dmaprobe_allocation *
 dmaprobe_allocation_get(const struct dmaprobe_ucmd *ucmd, u32 id);
-int dmaprobe_allocation_mmap(struct dmaprobe_allocation *a,
-			     struct vm_area_struct *vma, unsigned long first);
 void dmaprobe_allocation_sync(struct dmaprobe_allocation *a, u32 target,
 			      u64 offset, u64 length);
 
-/* dmabuf.c */
-void dmaprobe_export_revoke(struct dmaprobe_allocation *a);
+/* alloc_sgtable.c */
+int dmaprobe_allocation_find_pages(struct dmaprobe_allocation *a, u32 *nr_pieces);
 
-/* fs.c */
+/* alloc_mmap.c */
+int dmaprobe_allocation_mmap(struct dmaprobe_allocation *a,
+			     struct vm_area_struct *vma, unsigned long first);
+void dmaprobe_wait_for_mmaps(struct dmaprobe_allocation *a);
+
+/* export.c, import.c */
+extern const struct dma_buf_attach_ops dmaprobe_import_ops;
+void dmaprobe_export_revoke(struct dmaprobe_allocation *a);
+bool dmaprobe_exported(const struct dma_buf *dmabuf);
+
+/* inode.c */
 struct inode *dmaprobe_inode_new(void);
 void dmaprobe_inode_put(struct inode *inode);
 
 /* mapping.c */
 int dmaprobe_check_reach(const struct dmaprobe_device *dd, phys_addr_t phys,
-			 size_t length, unsigned long attrs);
+			 size_t length, u64 attrs);
 int dmaprobe_bar_range(const struct dmaprobe_device *dd, u32 bar, u64 offset,
 		       u64 length, phys_addr_t *phys);
-int dmaprobe_segments_sg(struct dmaprobe_ucmd *ucmd, struct scatterlist *sgl,
-			 unsigned int nents);
-int dmaprobe_segments_one(struct dmaprobe_ucmd *ucmd, dma_addr_t addr, size_t length);
+int dmaprobe_reply_segments(struct dmaprobe_ucmd *ucmd, struct scatterlist *sgl,
+			    unsigned int nents);
+int dmaprobe_reply_segment(struct dmaprobe_ucmd *ucmd, dma_addr_t addr, size_t length);
 
-/*
- * Whether a call was cancelled: its process is being killed, or it is made in the
- * worker of a ring, who is told by a notification, not by a signal. Those by which
- * io_uring wakes any other thread are no reason.
- */
-static inline bool dmaprobe_cancelled(void)
-{
-	return fatal_signal_pending(current) ||
-	       (unlikely(current->flags & PF_IO_WORKER) && signal_pending(current));
-}
-
-/* The same for a call that any signal ends. */
-static inline bool dmaprobe_interrupted(void)
-{
-	return task_sigpending(current) || dmaprobe_cancelled();
-}
-
-/* ops.c */
-int dmaprobe_respond(const struct dmaprobe_ucmd *ucmd);
-int dmaprobe_tell(struct dmaprobe_ucmd *ucmd, u64 to, size_t nr, size_t size);
-long dmaprobe_ioctl(struct file *file, unsigned int cmd, unsigned long arg);
-int dmaprobe_uring_cmd(struct io_uring_cmd *ioucmd, unsigned int issue_flags);
-
-/* main.c */
-struct dmaprobe_device *dmaprobe_device_create(struct pci_dev *pdev);
+/* device.c */
+struct dmaprobe_device *dmaprobe_device_create(struct pci_dev *pdev,
+					       struct vfio_pci_core_device *core);
 int dmaprobe_device_add(struct dmaprobe_device *dd);
 void dmaprobe_device_unplug(struct dmaprobe_device *dd);
 void dmaprobe_device_put(struct dmaprobe_device *dd);
 
+/* session.c */
+extern const struct file_operations dmaprobe_fops;
+void dmaprobe_session_end(struct dmaprobe_session *s);
+
+/* limits.c */
+void dmaprobe_limits_save(struct dmaprobe_device *dd);
+void dmaprobe_limits_reset(struct dmaprobe_device *dd);
+
 /* vfio.c */
-int dmaprobe_mmio_enable(struct dmaprobe_session *s);
-void dmaprobe_mmio_disable(struct dmaprobe_session *s);
+void dmaprobe_disable(struct dmaprobe_session *s);
 int dmaprobe_vfio_register(void);
 void dmaprobe_vfio_unregister(void);
 
-/* Handlers */
-int dmaprobe_op_version(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_call(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_limits(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_domain(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_set_mask(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_enable(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_buffer_alloc(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_buffer_free(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_map(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_unmap(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_sync(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_iova_alloc(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_iova_free(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_iova_link(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_iova_sync(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_iova_unlink(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_iova_destroy(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_iova_state(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_translate(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_nop(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_stats(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_run(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_bench(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_set_segments(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_buffer_pin(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_copy(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_map_sg(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_map_resource(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_map_dmabuf(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_segments(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_alloc(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_alloc_free(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_sgtable(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_export(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_pool_create(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_pool_destroy(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_pool_alloc(struct dmaprobe_ucmd *ucmd);
-int dmaprobe_op_pool_free(struct dmaprobe_ucmd *ucmd);
+/* dispatch.c, uring.c */
+int dmaprobe_dispatch(struct dmaprobe_ucmd *ucmd, unsigned int cmd);
+int dmaprobe_reply_array(struct dmaprobe_ucmd *ucmd, u64 to, size_t nr, size_t size);
+long dmaprobe_ioctl(struct file *file, unsigned int cmd, unsigned long arg);
+int dmaprobe_uring_cmd(struct io_uring_cmd *ioucmd, unsigned int issue_flags);
+
+/* The handlers, in the files of their objects. */
+#define OP(_cmd, _name, ...) int dmaprobe_op_##_name(struct dmaprobe_ucmd *ucmd);
+#include "ops.h"
+#undef OP
 
 static inline struct device *dmaprobe_dma_dev(const struct dmaprobe_session *s)
 {
@@ -427,6 +449,33 @@ static inline bool dmaprobe_one_segment(struct device *dev, u64 length)
 static inline bool dmaprobe_valid_dir(u32 dir)
 {
 	return dir <= DMAPROBE_DIR_FROM_DEVICE;
+}
+
+/*
+ * Whether a call was cancelled: its process is being killed, or it runs in the
+ * worker of a ring, which is notified rather than signalled. The notifications by
+ * which io_uring wakes any other thread do not count.
+ */
+static inline bool dmaprobe_cancelled(void)
+{
+	return fatal_signal_pending(current) ||
+	       (unlikely(current->flags & PF_IO_WORKER) && signal_pending(current));
+}
+
+/* The same for a call that any signal ends. */
+static inline bool dmaprobe_interrupted(void)
+{
+	return task_sigpending(current) || dmaprobe_cancelled();
+}
+
+/* Let others have the group between two parts of a long piece of work. */
+static inline void dmaprobe_group_relax(struct dmaprobe_group *group)
+{
+	if (need_resched() || rwsem_is_contended(&group->lock)) {
+		up_read(&group->lock);
+		cond_resched();
+		down_read(&group->lock);
+	}
 }
 
 #endif /* DMAPROBE_PRIVATE_H */

@@ -2,8 +2,8 @@
 /*
  * Lists: one streaming mapping of a scatter-gather list each.
  *
- * As a mapping of one range, a list never changes until it is unmapped. It holds
- * each of its buffers once, however often that is in the list.
+ * As a mapping of one range, a list never changes until it is unmapped. It holds each
+ * of its buffers once, however often that is in the list.
  */
 #include <linux/overflow.h>
 #include <linux/scatterlist.h>
@@ -14,14 +14,13 @@
 #include "compat.h"
 #include "private.h"
 
-/* What a list may map at most, since the kernel maps it without a pause. */
-#define LIST_MAX_LENGTH		SZ_4G
+/* The IOVA space of a list, at most: the kernel maps it without a pause. */
+#define LIST_MAX_LENGTH		SZ_1G
 
 struct dmaprobe_list {
 	struct dmaprobe_object obj;
 	struct sg_table sgt;
 	struct xarray buffers;		/* by id */
-	unsigned long attrs;
 	u64 length;
 	u8 kind;
 	u8 dir;
@@ -31,24 +30,24 @@ static_assert(offsetof(struct dmaprobe_list, obj) == 0);
 
 static int list_map(struct device *dev, struct dmaprobe_list *list)
 {
+	unsigned long attrs = dmaprobe_map_attrs(list->obj.session, list->obj.attrs);
 	struct sg_table *sgt = &list->sgt;
 
 	if (list->kind == DMAPROBE_MAP_SG_TABLE)
-		return dma_map_sgtable(dev, sgt, list->dir, list->attrs);
-	sgt->nents = dma_map_sg_attrs(dev, sgt->sgl, sgt->orig_nents, list->dir,
-				      list->attrs);
+		return dma_map_sgtable(dev, sgt, list->dir, attrs);
+	sgt->nents = dma_map_sg_attrs(dev, sgt->sgl, sgt->orig_nents, list->dir, attrs);
 	return sgt->nents ? 0 : -EIO;
 }
 
 static void list_unmap(struct device *dev, struct dmaprobe_list *list)
 {
+	unsigned long attrs = dmaprobe_map_attrs(list->obj.session, list->obj.attrs);
 	struct sg_table *sgt = &list->sgt;
 
 	if (list->kind == DMAPROBE_MAP_SG_TABLE)
-		dma_unmap_sgtable(dev, sgt, list->dir, list->attrs);
+		dma_unmap_sgtable(dev, sgt, list->dir, attrs);
 	else
-		dma_unmap_sg_attrs(dev, sgt->sgl, sgt->orig_nents, list->dir,
-				   list->attrs);
+		dma_unmap_sg_attrs(dev, sgt->sgl, sgt->orig_nents, list->dir, attrs);
 }
 
 static void list_clear(struct dmaprobe_list *list)
@@ -64,18 +63,15 @@ static void list_clear(struct dmaprobe_list *list)
 
 static void list_release(struct dmaprobe_object *obj)
 {
-	struct dmaprobe_list *list =
-		container_of(obj, struct dmaprobe_list, obj);
+	struct dmaprobe_list *list = container_of(obj, struct dmaprobe_list, obj);
 
 	list_unmap(dmaprobe_dma_dev(obj->session), list);
 	list_clear(list);
 }
 
-static int list_sync(struct dmaprobe_object *obj,
-		     const struct dmaprobe_sync *cmd)
+static int list_sync(struct dmaprobe_object *obj, const struct dmaprobe_sync *cmd)
 {
-	struct dmaprobe_list *list =
-		container_of(obj, struct dmaprobe_list, obj);
+	struct dmaprobe_list *list = container_of(obj, struct dmaprobe_list, obj);
 	struct device *dev = dmaprobe_dma_dev(obj->session);
 	struct sg_table *sgt = &list->sgt;
 
@@ -88,27 +84,26 @@ static int list_sync(struct dmaprobe_object *obj,
 			dma_sync_sgtable_for_device(dev, sgt, list->dir);
 	} else {
 		if (cmd->target == DMAPROBE_SYNC_FOR_CPU)
-			dma_sync_sg_for_cpu(dev, sgt->sgl, sgt->orig_nents,
-					    list->dir);
+			dma_sync_sg_for_cpu(dev, sgt->sgl, sgt->orig_nents, list->dir);
 		else
-			dma_sync_sg_for_device(dev, sgt->sgl, sgt->orig_nents,
-					       list->dir);
+			dma_sync_sg_for_device(dev, sgt->sgl, sgt->orig_nents, list->dir);
 	}
 	return 0;
 }
 
 static int list_segments(struct dmaprobe_object *obj, struct dmaprobe_ucmd *ucmd)
 {
-	struct dmaprobe_list *list =
-		container_of(obj, struct dmaprobe_list, obj);
+	struct dmaprobe_list *list = container_of(obj, struct dmaprobe_list, obj);
 
-	return dmaprobe_segments_sg(ucmd, list->sgt.sgl, list->sgt.nents);
+	return dmaprobe_reply_segments(ucmd, list->sgt.sgl, list->sgt.nents);
 }
 
 static const struct dmaprobe_object_type list_type = {
 	.release = list_release,
-	.mapping = true,
-	.stats = offsetof(struct dmaprobe_stats, nr_mappings),
+	.end_cmd = DMAPROBE_UNMAP,
+	.has_address = true,
+	.may_block = true,
+	.stats = offsetof(struct dmaprobe_get_stats, nr_mappings),
 	.sync = list_sync,
 	.segments = list_segments,
 };
@@ -126,8 +121,7 @@ static struct dmaprobe_buffer *list_hold(const struct dmaprobe_ucmd *ucmd,
 		dmaprobe_buffer_put(buf);
 		return buf;
 	}
-	ret = xa_err(xa_store(&list->buffers, buf->mem.obj.id, buf,
-			      GFP_KERNEL_ACCOUNT));
+	ret = xa_err(xa_store(&list->buffers, buf->mem.obj.id, buf, GFP_KERNEL_ACCOUNT));
 	if (ret) {
 		dmaprobe_buffer_put(buf);
 		return ERR_PTR(ret);
@@ -137,12 +131,11 @@ static struct dmaprobe_buffer *list_hold(const struct dmaprobe_ucmd *ucmd,
 
 /*
  * The kernel lays entries out so that none of them crosses a segment boundary, and
- * merges none into more than the longest segment, provided that none does so by
- * itself: it takes none apart. An address keeps its place in the granule, or
- * all of it where nothing translates.
+ * merges none into more than the longest segment, provided that none does so by itself:
+ * it takes none apart. An address keeps its place in the granule, or all of it where
+ * nothing translates.
  */
-static int check_entry(const struct dmaprobe_device *dd, phys_addr_t phys,
-		       u64 length)
+static int check_entry(const struct dmaprobe_device *dd, phys_addr_t phys, u64 length)
 {
 	struct device *dev = &dd->pdev->dev;
 	u64 boundary = dma_get_seg_boundary(dev), start = phys & boundary;
@@ -153,11 +146,46 @@ static int check_entry(const struct dmaprobe_device *dd, phys_addr_t phys,
 	       -EINVAL : 0;
 }
 
+/* The entry before, and how much IOVA space the list takes so far. */
+struct dmaprobe_layout {
+	const struct dmaprobe_sg_entry *prev;
+	const struct dmaprobe_buffer *buf;
+	u64 length;
+};
+
+/*
+ * Lay an entry out as iommu_dma_map_sg() does. To keep a segment boundary it maps more
+ * of the memory behind the entry before, which must be the session's then.
+ */
+static int lay_out(const struct dmaprobe_device *dd, struct dmaprobe_layout *lay,
+		   const struct dmaprobe_sg_entry *entry, struct dmaprobe_buffer *buf,
+		   phys_addr_t phys, u32 dir)
+{
+	u64 mask = dmaprobe_translates(dd) ? dmaprobe_granule(dd) - 1 : 0;
+	u64 boundary = dma_get_seg_boundary(&dd->pdev->dev);
+	u64 length = ALIGN((phys & mask) + entry->length, mask + 1);
+	u64 pad = mask ? (boundary - lay->length + 1) & boundary : 0;
+	int ret;
+
+	if (lay->length && pad && pad < length - 1) {
+		ret = dmaprobe_buffer_range(lay->buf, lay->prev->offset,
+					    ALIGN(lay->prev->length, mask + 1) + pad, dir, &phys);
+		if (ret)
+			return ret;
+		lay->length += pad;
+	}
+	lay->length += length;
+	lay->prev = entry;
+	lay->buf = buf;
+	return lay->length > LIST_MAX_LENGTH ? -EINVAL : 0;
+}
+
 static int list_fill(const struct dmaprobe_ucmd *ucmd,
 		     struct dmaprobe_list *list,
 		     const struct dmaprobe_sg_entry *entry)
 {
 	const struct dmaprobe_device *dd = ucmd->session->dd;
+	struct dmaprobe_layout lay = {};
 	struct scatterlist *sg;
 	int i, ret;
 
@@ -174,26 +202,20 @@ static int list_fill(const struct dmaprobe_ucmd *ucmd,
 		if (IS_ERR(buf))
 			return PTR_ERR(buf);
 		ret = dmaprobe_buffer_range(buf, entry->offset, entry->length,
-					    list->dir, &phys);
-		if (ret)
-			return ret;
-		ret = check_entry(dd, phys, entry->length);
-		if (ret)
-			return ret;
-		ret = dmaprobe_check_reach(dd, phys, entry->length, list->attrs);
+					    list->dir, &phys) ?:
+		      check_entry(dd, phys, entry->length) ?:
+		      dmaprobe_check_reach(dd, phys, entry->length, list->obj.attrs) ?:
+		      lay_out(dd, &lay, entry, buf, phys, list->dir);
 		if (ret)
 			return ret;
 		list->length += entry->length;
-		if (list->length > LIST_MAX_LENGTH)
-			return -EINVAL;
-		sg_set_page(sg, pfn_to_page(PHYS_PFN(phys)), entry->length,
-			    offset_in_page(phys));
+		sg_set_page(sg, pfn_to_page(PHYS_PFN(phys)), entry->length, offset_in_page(phys));
 		entry++;
 	}
 	return 0;
 }
 
-/* Whether dma_sync_sg_*() has work to do: it is nothing that the kernel tells. */
+/* Whether dma_sync_sg_*() has work to do, which no call of the kernel reports. */
 static bool list_need_sync(struct device *dev, const struct dmaprobe_list *list)
 {
 	struct scatterlist *sg;
@@ -211,15 +233,14 @@ static int map_sg(struct dmaprobe_ucmd *ucmd, const struct dmaprobe_sg_entry *en
 	struct dmaprobe_map_sg *cmd = ucmd->cmd;
 	struct dmaprobe_session *s = ucmd->session;
 	struct dmaprobe_list *list;
-	unsigned long attrs;
 	struct device *dev;
 	int ret;
 
-	guard(rwsem_read)(&s->dd->unplug_lock);
-	if (!s->dd->pdev)
+	guard(rwsem_read)(&s->dd->group->lock);
+	if (s->dd->unplugged)
 		return -ENODEV;
 	dev = dmaprobe_dma_dev(s);
-	ret = dmaprobe_map_attrs(s, cmd->attrs, DMAPROBE_MAP_ATTRS, &attrs);
+	ret = dmaprobe_check_map_attrs(s, cmd->attrs, DMAPROBE_MAP_ATTRS);
 	if (ret)
 		return ret;
 	if (cmd->kind > DMAPROBE_MAP_SG_TABLE || !dmaprobe_valid_dir(cmd->dir))
@@ -230,7 +251,7 @@ static int map_sg(struct dmaprobe_ucmd *ucmd, const struct dmaprobe_sg_entry *en
 		return -ENOMEM;
 	list->kind = cmd->kind;
 	list->dir = cmd->dir;
-	list->attrs = attrs | DMAPROBE_MAY_OVERLAP;
+	list->obj.attrs = cmd->attrs;
 	xa_init(&list->buffers);
 	ret = sg_alloc_table(&list->sgt, cmd->nr_entries, GFP_KERNEL_ACCOUNT);
 	if (ret)
@@ -248,7 +269,9 @@ static int map_sg(struct dmaprobe_ucmd *ucmd, const struct dmaprobe_sg_entry *en
 	cmd->id = list->obj.id;
 	cmd->nr_segments = list->sgt.nents;
 	cmd->need_sync = list_need_sync(dev, list);
-	dmaprobe_object_publish(ucmd, &list->obj);
+	dmaprobe_object_add(ucmd, &list->obj);
+	ucmd->iova = sg_dma_address(list->sgt.sgl);
+	ucmd->length = list->length;
 	return 0;
 
 err_unreserve:

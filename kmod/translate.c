@@ -2,8 +2,10 @@
 /*
  * What the IOMMU's page tables say, in terms of the session's memory.
  *
- * The answer comes from iommu_iova_to_phys() alone; no record of what was mapped
- * or linked goes into it.
+ * The answer comes from iommu_iova_to_phys() alone; no record of what was mapped or
+ * linked goes into it. The kernel frees page tables without waiting for readers, so a
+ * walk excludes everything in dmaprobe that changes them, for a bounded number of
+ * granules at a time. The memory they lead to is looked up afterwards, without a lock.
  */
 #include <linux/capability.h>
 #include <linux/overflow.h>
@@ -13,55 +15,130 @@
 
 #define TRANSLATE_MAX_LENGTH	SZ_4G
 
-/* Extents that are found before they are told. */
-#define TRANSLATE_BATCH		8
+/* Granules whose translations are read at a time, with everything else excluded. */
+#define WALK_BATCH	128
 
-/* Where the last granule was found: the next is likely to follow it. */
-struct cursor {
+/* Extents that are found before they are written. */
+#define EXTENT_BATCH	8
+
+struct dmaprobe_walk {
 	const struct dmaprobe_ucmd *ucmd;
-	struct dmaprobe_session *session;
+	u64 end;
+
+	/* Translations of the granules from @first on, without holes between. */
+	u64 first;
+	u32 nr;
+	u64 granule;
+	phys_addr_t phys[WALK_BATCH];
+
+	/* Where the last granule was found: the next is likely to follow it. */
 	struct dmaprobe_memory *mem;
 	u64 expected;		/* offset in it */
+
+	struct dmaprobe_extent extents[EXTENT_BATCH];
 };
 
-/* Between two batches, the cursor holds nothing. */
-struct batch {
-	struct dmaprobe_extent extents[TRANSLATE_BATCH];
-	u32 nr;
-	u64 iova;		/* translated up to here */
-	u32 id;			/* of what to look into first; 0: nothing */
-	u64 expected;
-};
-
-static void cursor_set(struct cursor *c, struct dmaprobe_memory *mem)
+/* Another driver's function changes the page tables as well, and does not ask us. */
+static int check_driver(struct device *dev, void *data)
 {
-	if (c->mem)
-		dmaprobe_object_put(&c->mem->obj);
-	c->mem = mem;
+	struct pci_dev *pdev = dev_is_pci(dev) ? to_pci_dev(dev) : NULL;
+	const struct device_driver *ours = data, *driver = READ_ONCE(dev->driver);
+
+	if (!driver || driver == ours)
+		return 0;
+	/* Bridges are always in a group with what is behind them, and map nothing. */
+	return pdev && pdev->hdr_type != PCI_HEADER_TYPE_NORMAL ? 0 : -EBUSY;
+}
+
+static int check_group(struct device *dev)
+{
+	struct iommu_group *group = iommu_group_get(dev);
+	int ret;
+
+	if (!group)
+		return 0;
+	ret = iommu_group_for_each_dev(group, dev->driver, check_driver);
+	iommu_group_put(group);
+	return ret;
+}
+
+static phys_addr_t translate_one(const struct dmaprobe_device *dd, u64 iova)
+{
+	const struct iommu_domain_geometry *geometry = &dd->domain->geometry;
+
+	/*
+	 * Page-table walkers need not cope with what no address can be. An
+	 * identity domain has no tables, and may have no aperture.
+	 */
+	if (dmaprobe_translates(dd) &&
+	    (iova < geometry->aperture_start || iova > geometry->aperture_end))
+		return 0;
+	return iommu_iova_to_phys(dd->domain, iova);
+}
+
+/* Read the translations from the granule of @iova on. */
+static int read_tables(struct dmaprobe_walk *w, u64 iova)
+{
+	struct dmaprobe_device *dd = w->ucmd->session->dd;
+	int ret;
+
+	if (dmaprobe_interrupted())
+		return -EINTR;
+	cond_resched();
+	guard(rwsem_write)(&dd->group->lock);
+	if (dd->unplugged)
+		return -ENODEV;
+	if (!dd->domain)
+		return -EOPNOTSUPP;
+	ret = check_group(&dd->pdev->dev);
+	if (ret)
+		return ret;
+	guard(mutex)(&dd->group->walk);
+	w->granule = dmaprobe_granule(dd);
+	w->first = iova & ~(w->granule - 1);
+	for (w->nr = 0; w->nr < WALK_BATCH; w->nr++) {
+		u64 at = w->first + w->nr * w->granule;
+
+		if (at >= w->end || at < w->first)
+			break;
+		w->phys[w->nr] = translate_one(dd, at);
+	}
+	return 0;
+}
+
+static void set_memory(struct dmaprobe_walk *w, struct dmaprobe_memory *mem)
+{
+	if (w->mem)
+		dmaprobe_object_put(&w->mem->obj);
+	w->mem = mem;
 }
 
 /*
- * Find the memory at @phys. *@length, at most up to the end of the page, shrinks to
- * the bytes that are alike.
+ * Find the memory at @phys. *@length, at most up to the end of the page, shrinks to the
+ * bytes that are alike.
  */
-static bool cursor_find(struct cursor *c, phys_addr_t phys, u64 *offset,
-			u64 *length)
+static int find_memory(struct dmaprobe_walk *w, phys_addr_t phys, u64 *offset, u64 *length)
 {
 	struct dmaprobe_object *obj;
 	u64 len = *length;
 	unsigned long id;
 
-	if (c->mem && dmaprobe_memory_find(c->mem, phys, c->expected, offset,
-					   length))
+	if (w->mem && dmaprobe_memory_find(w->mem, phys, w->expected, offset, length))
 		return true;
 
-	xa_for_each_marked(&c->session->objects, id, obj, DMAPROBE_MARK_PAGES) {
-		struct dmaprobe_memory *mem = dmaprobe_memory_get(c->ucmd, id);
+	xa_for_each_marked(&w->ucmd->session->objects, id, obj, DMAPROBE_MARK_PAGES) {
+		struct dmaprobe_memory *mem = dmaprobe_memory_get(w->ucmd, id);
 
+		if (dmaprobe_interrupted()) {
+			if (!IS_ERR(mem))
+				dmaprobe_object_put(&mem->obj);
+			return -EINTR;
+		}
+		cond_resched();
 		if (IS_ERR(mem))
 			continue;
 		if (dmaprobe_memory_find(mem, phys, 0, offset, &len)) {
-			cursor_set(c, mem);
+			set_memory(w, mem);
 			*length = len;
 			return true;
 		}
@@ -71,44 +148,43 @@ static bool cursor_find(struct cursor *c, phys_addr_t phys, u64 *offset,
 	return false;
 }
 
-/* Describe the bytes from @iova to the end of its granule, or to @end. */
-static void translate_one(struct cursor *c, u64 iova, u64 end,
-			  struct dmaprobe_extent *ext)
+/* Describe the bytes from @iova to the end of its granule, or to the end. */
+static int describe(struct dmaprobe_walk *w, u64 iova, struct dmaprobe_extent *ext)
 {
-	struct dmaprobe_device *dd = c->session->dd;
-	struct iommu_domain *domain = dd->domain;
-	u64 granule = dmaprobe_granule(dd), offset;
-	phys_addr_t phys = 0;
+	phys_addr_t phys;
+	u64 offset;
+	int ret;
 
+	if (!w->nr || iova - w->first >= w->nr * w->granule) {
+		ret = read_tables(w, iova);
+		if (ret)
+			return ret;
+	}
+	phys = w->phys[(iova - w->first) / w->granule];
 	memset(ext, 0, sizeof(*ext));
 	ext->iova = iova;
-	ext->length = min(end - iova, granule - (iova & (granule - 1)));
-
-	/*
-	 * Page-table walkers need not cope with what no address can be. An
-	 * identity domain has no tables, and may have no aperture.
-	 */
-	if (!dmaprobe_translates(dd) ||
-	    (iova >= domain->geometry.aperture_start &&
-	     iova <= domain->geometry.aperture_end))
-		phys = iommu_iova_to_phys(domain, iova);
+	offset = iova & (w->granule - 1);
+	ext->length = min(w->end - iova, w->granule - offset);
 	if (!phys)
-		return;
+		return 0;
 
-	ext->phys = phys;
-	if (cursor_find(c, phys, &offset, &ext->length)) {
-		ext->kind = DMAPROBE_EXTENT_BUFFER;
-		ext->buffer_id = c->mem->obj.id;
-		ext->buffer_offset = offset;
-		c->expected = offset + ext->length;
-	} else {
+	ext->phys = phys + offset;
+	ret = find_memory(w, ext->phys, &offset, &ext->length);
+	if (ret < 0)
+		return ret;
+	if (!ret) {
 		ext->kind = DMAPROBE_EXTENT_FOREIGN;
+		return 0;
 	}
+	ext->kind = DMAPROBE_EXTENT_BUFFER;
+	ext->buffer_id = w->mem->obj.id;
+	ext->buffer_offset = offset;
+	w->expected = offset + ext->length;
+	return 0;
 }
 
 /* Let @ext grow by @next when that leads to where @ext ends. */
-static bool merge(struct dmaprobe_extent *ext,
-		  const struct dmaprobe_extent *next, u32 flags)
+static bool merge(struct dmaprobe_extent *ext, const struct dmaprobe_extent *next, u32 flags)
 {
 	bool adjacent = ext->phys + ext->length == next->phys;
 
@@ -124,90 +200,79 @@ static bool merge(struct dmaprobe_extent *ext,
 	return true;
 }
 
-static int translate(struct cursor *c, const struct dmaprobe_translate *cmd,
-		     struct batch *b, u32 room)
+/* Find the extent at @iova. *@next is what describe() said there, and where it ends. */
+static int find_extent(struct dmaprobe_walk *w, struct dmaprobe_extent *ext,
+		       struct dmaprobe_extent *next, u32 flags)
 {
-	u64 iova = b->iova, end = cmd->iova + cmd->length;
-	struct dmaprobe_extent ext, next;
+	u64 iova = next->iova + next->length;
+	int ret;
 
-	translate_one(c, iova, end, &next);
-	do {
-		ext = next;
-		for (iova += next.length; iova < end; iova += next.length) {
-			if (dmaprobe_interrupted())
-				return -EINTR;
-			cond_resched();
-			translate_one(c, iova, end, &next);
-			if (!merge(&ext, &next, cmd->flags))
-				break;
-		}
-
-		if (!(cmd->flags & DMAPROBE_TRANSLATE_PHYS))
-			ext.phys = 0;
-		b->extents[b->nr++] = ext;
-		b->iova = iova;
-	} while (iova < end && b->nr < room);
+	*ext = *next;
+	for (; iova < w->end; iova += next->length) {
+		ret = describe(w, iova, next);
+		if (ret || !merge(ext, next, flags))
+			return ret;
+	}
 	return 0;
 }
 
-/* Find up to @room extents, with the device there. */
-static int translate_batch(const struct dmaprobe_ucmd *ucmd, struct batch *b, u32 room)
+static int translate(struct dmaprobe_walk *w)
 {
-	struct dmaprobe_session *s = ucmd->session;
-	struct cursor c = { .ucmd = ucmd, .session = s, .expected = b->expected };
+	struct dmaprobe_translate *cmd = w->ucmd->cmd;
+	struct dmaprobe_extent __user *out = u64_to_user_ptr(cmd->extents);
+	u32 flags = cmd->flags, room = cmd->nr_extents, n = 0;
+	struct dmaprobe_extent next;
+	u64 iova = cmd->iova;
 	int ret;
 
-	guard(rwsem_read)(&s->dd->unplug_lock);
-	if (!s->dd->pdev)
-		return -ENODEV;
-	if (!s->dd->domain)
-		return -EOPNOTSUPP;
-	if (b->id) {
-		c.mem = dmaprobe_memory_get(ucmd, b->id);
-		if (IS_ERR(c.mem))
-			return PTR_ERR(c.mem);
+	cmd->nr_extents = 0;
+	ret = describe(w, iova, &next);
+	while (!ret && iova < w->end && cmd->nr_extents < room) {
+		struct dmaprobe_extent *ext = &w->extents[n++];
+
+		ret = find_extent(w, ext, &next, flags);
+		if (ret)
+			break;
+		iova = ext->iova + ext->length;
+		if (!(flags & DMAPROBE_TRANSLATE_PHYS))
+			ext->phys = 0;
+		cmd->nr_extents++;
+		if (n < EXTENT_BATCH && iova < w->end && cmd->nr_extents < room)
+			continue;
+		if (copy_to_user(out, w->extents, n * sizeof(*out)))
+			return -EFAULT;
+		out += n;
+		n = 0;
 	}
-	b->nr = 0;
-	ret = translate(&c, ucmd->cmd, b, room);
-	b->id = c.mem ? c.mem->obj.id : 0;
-	b->expected = c.expected;
-	cursor_set(&c, NULL);
+	cmd->translated = iova - cmd->iova;
 	return ret;
 }
 
 int dmaprobe_op_translate(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_translate *cmd = ucmd->cmd;
-	struct dmaprobe_extent __user *out = u64_to_user_ptr(cmd->extents);
-	struct batch b __uninitialized;
-	u64 end;
-	u32 nr = 0;
+	struct dmaprobe_walk w __uninitialized;
+	int ret;
 
+	w.ucmd = ucmd;
+	w.nr = 0;
+	w.mem = NULL;
+	w.expected = 0;
 	if (!cmd->length || cmd->length > TRANSLATE_MAX_LENGTH ||
-	    check_add_overflow(cmd->iova, cmd->length, &end) ||
+	    check_add_overflow(cmd->iova, cmd->length, &w.end) ||
 	    !cmd->nr_extents)
 		return -EINVAL;
 	if ((cmd->flags & DMAPROBE_TRANSLATE_PHYS) && !capable(CAP_SYS_ADMIN))
 		return -EPERM;
-
-	b.iova = cmd->iova;
-	b.id = cmd->buffer_id;
-	b.expected = 0;
-	do {
-		int ret = translate_batch(ucmd, &b, min(cmd->nr_extents - nr, TRANSLATE_BATCH));
-
-		/* What was looked into last can have been freed since. */
-		if (ret == -ENOENT && nr) {
-			b.id = 0;
-			continue;
-		}
-		if (ret)
-			return ret;
-		if (copy_to_user(out + nr, b.extents, b.nr * sizeof(*out)))
-			return -EFAULT;
-		nr += b.nr;
-	} while (b.iova < end && nr < cmd->nr_extents);
-	cmd->nr_extents = nr;
-	cmd->translated = b.iova - cmd->iova;
-	return 0;
+	if (cmd->buffer_id) {
+		w.mem = dmaprobe_memory_get(ucmd, cmd->buffer_id);
+		if (IS_ERR(w.mem))
+			return READ_ONCE(ucmd->session->dd->unplugged) ?
+				-ENODEV : PTR_ERR(w.mem);
+	}
+	ucmd->iova = cmd->iova;
+	ucmd->length = cmd->length;
+	ret = translate(&w);
+	set_memory(&w, NULL);
+	return ret;
 }

@@ -3,6 +3,7 @@
 
 LIB_SRCS := \
 	lib/src/alloc.cc \
+	lib/src/api_calls.cc \
 	lib/src/batch.cc \
 	lib/src/buffer.cc \
 	lib/src/calls.cc \

@@ -44,7 +44,7 @@ struct Allocation {
 int allocate(const Raw& session, Allocation& out, const AllocWay& way, uint64_t length,
              uint32_t dir = DMAPROBE_DIR_BIDIRECTIONAL);
 int release(const Raw& session, const Allocation& allocation);
-/* Whole pages of it, from @offset to its end; empty on failure (errno tells why). */
+/* Whole pages of it, from @offset to its end; empty on failure (errno says why). */
 Memory map_allocation(const Raw& session, const Allocation& allocation, uint64_t offset = 0);
 int copy_in(const Raw& session, uint32_t id, uint64_t offset, std::span<const std::byte> from);
 int copy_out(const Raw& session, uint32_t id, uint64_t offset, std::span<std::byte> to);
@@ -63,7 +63,7 @@ bool give_up_capability(unsigned capability);
 /* Whether the first byte of a page gives SIGBUS. */
 bool gives_sigbus(const std::byte* at);
 
-/* The device's engine and what it takes; why() tells why there is none. */
+/* The device's engine and what it takes; why() says why there is none. */
 class Rig {
 public:
     explicit Rig(const std::string& bdf);

@@ -40,7 +40,7 @@ std::string_view name_of(Make make) {
 }
 
 int64_t count_objects(const Raw& session) {
-    dmaprobe_stats op = {};
+    dmaprobe_get_stats op = {};
 
     if (session(op))
         return -1;
@@ -56,7 +56,7 @@ Arena::Arena(const std::string& bdf) : s_(Raw::open(bdf)), page_(page_size()) {
     if (error_)
         return;
     iommu_ = s_.translated();
-    iova_ = iommu_ && !s_.missing("dma_iova_try_alloc");
+    iova_ = iommu_ && !s_.missing(DMAPROBE_FEATURE_DMA_IOVA);
     own_ = Memory::fenced(4 * page_);
     sink_ = Fd(memfd_create("sink", MFD_CLOEXEC));
     if (!own_ || !sink_) {
@@ -143,7 +143,7 @@ int Arena::make(Make make, uint32_t& id) {
         return map(DMAPROBE_MAP_PHYS);
     case Make::list: {
         const std::array<dmaprobe_sg_entry, 2> entries = {
-            {{base_.id, 0, 0, page_}, {base_.id, 0, 4 * page_, page_}}};
+            {{0, page_, base_.id, 0}, {4 * page_, page_, base_.id, 0}}};
         dmaprobe_map_sg op = {};
         const int err = s_.map_sg(op, entries);
 
@@ -221,37 +221,18 @@ bool Arena::offers(Make kind) {
 
 int Arena::destroy(Make make, uint32_t id, Dice& dice) {
     switch (family_of(make)) {
-    case Family::buffer: {
-        Buffer b;
-
-        b.id = id;
-        return s_.free(b);
-    }
     case Family::mapping:
         return s_.unmap(id);
     case Family::iova: {
         if (dice(2))
             return s_.iova_free(id);
-        return s_.destroy(id, dice(2) * page_);
+        return s_.iova_destroy(id, dice(2) * page_);
     }
-    case Family::allocation: {
-        dmaprobe_alloc_free op = {};
-
-        op.id = id;
-        return s_(op);
-    }
-    case Family::pool: {
-        dmaprobe_pool_destroy op = {};
-
-        op.id = id;
-        return s_(op);
-    }
-    case Family::block: {
-        dmaprobe_pool_free op = {};
-
-        op.id = id;
-        return s_(op);
-    }
+    case Family::buffer:
+    case Family::allocation:
+    case Family::pool:
+    case Family::block:
+        return s_.destroy(id);
     }
     return EINVAL;
 }
@@ -377,7 +358,7 @@ void Arena::turn_unanswered(Dice& dice) {
 }
 
 bool Arena::guess(Dice& dice) {
-    const auto next = static_cast<uint32_t>(at_start_ + 1);
+    const auto next = static_cast<uint32_t>(at_start_ + 1 + dice(4));
 
     return destroy(static_cast<Make>(dice(nr_makes)), next, dice) == 0;
 }
@@ -439,7 +420,7 @@ void Arena::use_buffer(uint32_t id, unsigned way) {
         return unmap(map.id);
     case 1: {
         const std::array<dmaprobe_sg_entry, 2> entries = {
-            {{id, 0, 0, page_}, {base_.id, 0, page_, page_}}};
+            {{0, page_, id, 0}, {page_, page_, base_.id, 0}}};
         dmaprobe_map_sg op = {};
 
         if (!check("map_sg", s_.map_sg(op, entries)))
@@ -542,7 +523,7 @@ void Arena::use_mapping(uint32_t id, unsigned way) {
         return;
     }
     std::array<dmaprobe_segment, 4> out = {};
-    dmaprobe_segments op = {};
+    dmaprobe_get_segments op = {};
 
     op.id = id;
     op.nr_segments = out.size();
@@ -555,7 +536,7 @@ void Arena::use_iova(uint32_t id, Dice& dice) {
         return;
     const uint64_t at = dice(2) * page_;
     const uint32_t space = dice(3) ? id : base_iova_.id;
-    dmaprobe_iova_state state = {};
+    dmaprobe_get_iova_state state = {};
 
     check("link", s_.link(space, at, base_, dice(8) * page_, page_));
     check("iova_sync", s_.iova_sync(space, at, page_));
@@ -567,7 +548,7 @@ void Arena::use_iova(uint32_t id, Dice& dice) {
 
 void Arena::use_allocation(uint32_t id) {
     std::array<dmaprobe_sgtable_entry, 4> out = {};
-    dmaprobe_sgtable table = {};
+    dmaprobe_get_sgtable table = {};
     dmaprobe_export op = {};
     dmaprobe_map_dmabuf import = {};
 
@@ -619,7 +600,7 @@ void Arena::clear() {
 }
 
 int64_t Arena::charged() const {
-    dmaprobe_stats op = {};
+    dmaprobe_get_stats op = {};
 
     return s_(op) ? -1 : static_cast<int64_t>(op.charged) - charged_at_start_;
 }

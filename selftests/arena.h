@@ -2,7 +2,7 @@
 /*
  * A session in which several threads make, use and destroy the same objects at once,
  * each without regard to what the others do. What they are answered, and what is left
- * in the end, tells whether the module kept count.
+ * in the end, shows whether the module kept count.
  */
 #ifndef SELFTESTS_ARENA_H
 #define SELFTESTS_ARENA_H
@@ -60,7 +60,7 @@ private:
 
 class Arena {
 public:
-    /* With what its objects need; error() tells whether there is all of that. */
+    /* With what its objects need; error() says whether there is all of that. */
     explicit Arena(const std::string& bdf);
 
     int error() const { return error_; }
@@ -79,13 +79,13 @@ public:
     void turn(Dice& dice) { turn(static_cast<Make>(dice(nr_makes)), dice); }
 
     /*
-     * Make an object whose id cannot be told, for the struct cannot be written. It is gone
-     * when the call returns, unless another thread was quicker; so live() does not count it.
+     * Make an object whose id cannot be reported, for the struct cannot be written. It is
+     * gone when the call returns, and nobody finds it before; so live() does not count it.
      */
     void turn_unanswered(Dice& dice);
     /*
-     * Try to destroy what a turn_unanswered() is making, by the id that is free next. Whether
-     * there was something.
+     * Try to destroy what a turn_unanswered() is making, by one of the ids that are free
+     * next. Whether there was something.
      */
     bool guess(Dice& dice);
 
@@ -143,7 +143,7 @@ private:
     std::vector<std::pair<Make, uint32_t>> left_; /* was in use when it was to go */
 };
 
-/* All objects of a session; -1 when it does not tell. */
+/* All objects of a session; -1 when it cannot be asked. */
 int64_t count_objects(const Raw& session);
 
 } // namespace selftest

@@ -39,13 +39,31 @@ protected:
         ASSERT_OK(s.alloc(b, 4 * page_size()));
         if (!(attrs() & DMAPROBE_ATTR_REQUIRE_COHERENT))
             return;
-        if (!kernel_is_at_least(7, 0) || !(s.limits().props & DMAPROBE_DEVICE_COHERENT))
+        if (!kernel_has(attrs()) || !(s.limits().props & DMAPROBE_DEVICE_COHERENT))
             want = EOPNOTSUPP;
         else if (s.bounces())
             want = EIO;
     }
 
     static uint64_t attrs() { return GetParam().value; }
+    bool kernel_has(uint64_t some) const { return (s.info().attrs & some) == some; }
+
+    // Unmapping needs the attributes again, and nothing else with them; but whether bytes
+    // are copied is decided then.
+    void expect_unmapped_with_its_own(uint32_t id) const {
+        constexpr uint64_t skip = DMAPROBE_ATTR_SKIP_CPU_SYNC;
+
+        for (const Attr& other : map_attrs) {
+            if ((other.value & ~skip) == (attrs() & ~skip))
+                continue;
+            SCOPED_TRACE(other.name);
+            EXPECT_ERRNO(s.unmap(id, other.value), kernel_has(other.value) ? EINVAL : EOPNOTSUPP);
+        }
+        EXPECT_ERRNO(s.unmap(id, attrs() | DMAPROBE_ATTR_WRITE_COMBINE), EINVAL);
+        EXPECT_ERRNO(s.unmap(id, attrs() | uint64_t{1} << 40), EOPNOTSUPP);
+        EXPECT_OK(s.unmap(id, attrs() ^ skip));
+        EXPECT_ERRNO(s.unmap(id, attrs()), ENOENT);
+    }
 
     Buffer b;
     bool iommu = false;
@@ -57,30 +75,24 @@ INSTANTIATE_TEST_SUITE_P(All, Attributes, testing::ValuesIn(map_attrs),
                          [](const auto& row) { return row.param.name; });
 
 TEST_P(Attributes, Map) {
-    const struct {
-        uint32_t kind;
-        const char* call;
-    } kinds[] = {{DMAPROBE_MAP_SINGLE, "dma_map_single_attrs"},
-                 {DMAPROBE_MAP_PAGE, "dma_map_page_attrs"},
-                 {DMAPROBE_MAP_PHYS, "dma_map_phys"}};
-
-    for (const auto& kind : kinds) {
+    for (const uint32_t kind : {DMAPROBE_MAP_SINGLE, DMAPROBE_MAP_PAGE, DMAPROBE_MAP_PHYS}) {
         for (const uint64_t length : {uint64_t{100}, uint64_t{3 * page_size()}}) {
             dmaprobe_map map = {};
 
-            SCOPED_TRACE(std::format("{}, {} bytes", kind.call, length));
-            map.kind = kind.kind;
+            SCOPED_TRACE(std::format("kind {}, {} bytes", kind, length));
+            map.kind = kind;
             map.buffer_id = b.id;
             map.buffer_offset = 50;
             map.length = length;
             map.attrs = attrs();
-            const int err = s.missing(kind.call) ? EOPNOTSUPP : want;
+            const bool offered = kind != DMAPROBE_MAP_PHYS || !s.missing(DMAPROBE_FEATURE_MAP_PHYS);
+            const int err = offered ? want : EOPNOTSUPP;
             EXPECT_ERRNO(s(map), err);
             if (err)
                 continue;
             if (iommu)
                 expect_leads_to(map.dma_addr, length, b, 50);
-            EXPECT_OK(s.unmap(map.id));
+            expect_unmapped_with_its_own(map.id);
             if (iommu)
                 expect_hole(map.dma_addr, length);
         }
@@ -89,7 +101,7 @@ TEST_P(Attributes, Map) {
 }
 
 TEST_P(Attributes, MapSg) {
-    const dmaprobe_sg_entry entries[] = {{b.id, 0, 0, page_size()}, {b.id, 0, page_size(), 100}};
+    const dmaprobe_sg_entry entries[] = {{0, page_size(), b.id, 0}, {page_size(), 100, b.id, 0}};
 
     for (const uint32_t kind : {DMAPROBE_MAP_SG_LIST, DMAPROBE_MAP_SG_TABLE}) {
         std::vector<dmaprobe_segment> segments;
@@ -102,7 +114,7 @@ TEST_P(Attributes, MapSg) {
         ASSERT_OK(s.segments(segments, map.id));
         if (iommu)
             expect_leads_to(segments[0].dma_addr, segments[0].length, b, 0);
-        EXPECT_OK(s.unmap(map.id));
+        expect_unmapped_with_its_own(map.id);
         if (iommu)
             expect_hole(segments[0].dma_addr, segments[0].length);
     }
@@ -115,7 +127,7 @@ TEST_P(Attributes, MapResource) {
     map.length = g;
     map.attrs = attrs();
     if (attrs() & DMAPROBE_ATTR_REQUIRE_COHERENT) {
-        EXPECT_ERRNO(s(map), kernel_is_at_least(7, 0) ? EINVAL : EOPNOTSUPP);
+        EXPECT_ERRNO(s(map), kernel_has(attrs()) ? EINVAL : EOPNOTSUPP);
         return;
     }
     const int err = s(map);
@@ -124,7 +136,7 @@ TEST_P(Attributes, MapResource) {
     if (err == EIO && s.bounces())
         GTEST_SKIP() << "everything is bounced, and a BAR cannot be";
     ASSERT_OK(err);
-    EXPECT_OK(s.unmap(map.id));
+    expect_unmapped_with_its_own(map.id);
     if (iommu)
         expect_hole(map.dma_addr, g);
 }
@@ -135,7 +147,7 @@ TEST_P(Attributes, Link) {
     dmaprobe_iova_unlink unlink = {};
     dmaprobe_iova_destroy destroy = {};
 
-    if (const auto why = s.missing("dma_iova_link"))
+    if (const auto why = s.missing(DMAPROBE_FEATURE_DMA_IOVA))
         GTEST_SKIP() << *why;
     if (!iommu)
         GTEST_SKIP() << "no IOMMU translates for the device";
@@ -157,12 +169,10 @@ TEST_P(Attributes, Link) {
     for (const Attr& other : map_attrs) {
         if (other.value == attrs())
             continue;
-        const uint64_t missing =
-            other.value & DMAPROBE_ATTR_REQUIRE_COHERENT && !kernel_is_at_least(7, 0);
         SCOPED_TRACE(other.name);
         unlink.attrs = destroy.attrs = other.value;
-        EXPECT_ERRNO(s(unlink), missing ? EOPNOTSUPP : EINVAL);
-        EXPECT_ERRNO(s(destroy), missing ? EOPNOTSUPP : EINVAL);
+        EXPECT_ERRNO(s(unlink), kernel_has(other.value) ? EINVAL : EOPNOTSUPP);
+        EXPECT_ERRNO(s(destroy), kernel_has(other.value) ? EINVAL : EOPNOTSUPP);
     }
     unlink.attrs = destroy.attrs = attrs();
     unlink.offset = 3 * g;
@@ -175,27 +185,48 @@ TEST_P(Attributes, Link) {
 }
 
 // Where memory is bounced, unmapping copies back what the device wrote, unless it
-// was asked not to. `swiotlb=force` without a translating IOMMU makes it so.
+// is asked not to. `swiotlb=force` without a translating IOMMU makes it so.
 TEST_P(Attributes, UnmapCopiesWhatIsBounced) {
     const Memory memory = s.mmap(b);
-    dmaprobe_map map = {};
 
     if (!s.bounces())
         GTEST_SKIP() << "the memory is not bounced";
     if (want)
         GTEST_SKIP() << "the call is refused with " << strerrorname_np(want);
     ASSERT_TRUE(memory);
-    memset(memory.data(), 1, memory.size());
+    for (const uint64_t unmap_attrs : {attrs(), attrs() ^ DMAPROBE_ATTR_SKIP_CPU_SYNC}) {
+        dmaprobe_map map = {};
+
+        SCOPED_TRACE(std::format("unmapped with {:#x}", unmap_attrs));
+        memset(memory.data(), 1, memory.size());
+        map.kind = DMAPROBE_MAP_PAGE;
+        map.dir = DMAPROBE_DIR_BIDIRECTIONAL;
+        map.buffer_id = b.id;
+        map.length = b.length;
+        map.attrs = attrs();
+        ASSERT_OK(s(map));
+        memset(memory.data(), 2, memory.size());
+        ASSERT_OK(s.unmap(map.id, unmap_attrs));
+        // A mapping that copies nothing has nothing of the program's to give back.
+        const bool left =
+            std::ranges::all_of(memory.bytes(), [&](std::byte x) { return x == std::byte{2}; });
+        EXPECT_EQ(left, (unmap_attrs & DMAPROBE_ATTR_SKIP_CPU_SYNC) != 0);
+    }
+}
+
+// Memory that a confidential guest shares with its host: for DMAPROBE_MAP alone, and of no
+// use under an IOMMU.
+TEST_F(IovaTest, SharedWithTheHost) {
+    dmaprobe_map map = {};
+    Buffer b;
+
+    ASSERT_OK(s.alloc(b, page_size()));
     map.kind = DMAPROBE_MAP_PAGE;
-    map.dir = DMAPROBE_DIR_FROM_DEVICE;
     map.buffer_id = b.id;
-    map.length = b.length;
-    map.attrs = attrs();
-    ASSERT_OK(s(map));
-    memset(memory.data(), 2, memory.size());
-    ASSERT_OK(s.unmap(map.id));
-    const auto left = std::byte(attrs() & DMAPROBE_ATTR_SKIP_CPU_SYNC ? 2 : 1);
-    EXPECT_TRUE(std::ranges::all_of(memory.bytes(), [&](std::byte x) { return x == left; }));
+    map.length = page_size();
+    map.attrs = DMAPROBE_ATTR_CC_SHARED;
+    EXPECT_ERRNO(s(map), s.info().attrs & DMAPROBE_ATTR_CC_SHARED ? ENOMEM : EOPNOTSUPP);
+    EXPECT_OK(s.free(b));
 }
 
 // Links of different attributes can only be undone one by one.

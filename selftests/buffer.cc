@@ -3,6 +3,7 @@
 
 #include "fixture.h"
 #include "system.h"
+#include "unbind.h"
 
 #include <algorithm>
 #include <array>
@@ -226,28 +227,50 @@ TEST_F(Buffers, MapOfWhatIsNoBuffer) {
     }
 }
 
-// The program's memory outlives the buffer, and is nobody else's meanwhile.
-TEST_P(BufferKinds, MemoryOutlivesTheBuffer) {
+// A buffer that is mmapped cannot be destroyed, whatever part of it is left, wherever that
+// was moved, and whichever process has it.
+TEST_P(BufferKinds, DestroyWhileMmapped) {
     const size_t page = page_size();
     Buffer b;
 
     ASSERT_OK(s.alloc(b, 4 * page, kind()));
+    {
+        Memory m = s.mmap(b);
+        ASSERT_TRUE(m);
+        m.data()[0] = std::byte{0x5a};
+        EXPECT_ERRNO(s.free(b), EBUSY);
+        // Part of it goes, the rest is moved.
+        ASSERT_EQ(munmap(m.data() + page, page), 0);
+        EXPECT_ERRNO(s.free(b), EBUSY);
+        Memory place = Memory::fenced(page);
+        ASSERT_TRUE(place);
+        ASSERT_EQ(mremap(m.data(), page, page, MREMAP_MAYMOVE | MREMAP_FIXED, place.data()),
+                  place.data());
+        EXPECT_EQ(place.data()[0], std::byte{0x5a});
+        ASSERT_EQ(munmap(m.data() + 2 * page, 2 * page), 0);
+        EXPECT_ERRNO(s.free(b), EBUSY) << "the page that was moved is left";
+        EXPECT_EQ(place.data()[0], std::byte{0x5a}) << "a refused call took the memory";
+    }
+
+    // A child's copy counts as well.
     Memory m = s.mmap(b);
     ASSERT_TRUE(m);
-    memset(m.data(), 0x5a, m.size());
-    ASSERT_OK(s.free(b));
-    for (int i = 0; i < 16; i++) {
-        Buffer next;
-
-        ASSERT_OK(s.alloc(next, 4 * page, kind()));
-        Memory n = s.mmap(next);
-        ASSERT_TRUE(n);
-        EXPECT_EQ(n.data()[0], std::byte{0});
-        memset(n.data(), 0xff, n.size());
+    const pid_t child = fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+        raise(SIGSTOP);
+        _exit(m.data()[0] == std::byte{0x5a} ? 0 : 1);
     }
-    EXPECT_TRUE(std::ranges::all_of(m.bytes(), [](std::byte x) { return x == std::byte{0x5a}; }));
-    memset(m.data(), 0x11, m.size());
-    EXPECT_EQ(m.data()[m.size() - 1], std::byte{0x11});
+    int status = 0;
+    ASSERT_TRUE(wait_for([&] { return waitpid(child, &status, WNOHANG | WUNTRACED) == child; },
+                         std::chrono::seconds(20)));
+    m.unmap();
+    EXPECT_ERRNO(s.free(b), EBUSY) << "the child has it mapped";
+    kill(child, SIGCONT);
+    ASSERT_TRUE(wait_for_child(child, std::chrono::seconds(20), status));
+    EXPECT_EQ(status, 0);
+    EXPECT_OK(s.free(b));
+    EXPECT_ERRNO(s.free(b), ENOENT) << "destroyed twice";
 }
 
 // Memory stays where it is when the file is closed and nothing else holds it.
@@ -281,6 +304,54 @@ TEST_P(BufferKinds, FreeWhileMappedForDma) {
     ASSERT_OK(s.unmap(second.id));
     EXPECT_OK(s.free(b));
     EXPECT_ERRNO(s.free(b), ENOENT) << "freed twice";
+}
+
+// What is mmapped stays when the device goes, and stays charged until it is unmapped.
+class BuffersUnbind : public Unbinding<Buffers> {};
+
+TEST_F(BuffersUnbind, MmappedMemoryStaysAndIsCharged) {
+    const uint64_t page = page_size();
+
+    ASSERT_OK(s.close());
+    const pid_t child = fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+        const rlimit limit = {8 * page, 8 * page};
+        Buffer more;
+        Buffer b;
+
+        if (setrlimit(RLIMIT_MEMLOCK, &limit) || !drop_capability(CAP_IPC_LOCK))
+            _exit(1);
+        for (const bool unbound : {false, true}) {
+            Raw one = Raw::open(bdf);
+
+            if (!one || one.alloc(b, 6 * page))
+                _exit(2);
+            Memory m = one.mmap(b);
+            if (!m)
+                _exit(3);
+            memset(m.data(), 0x5a, m.size());
+            if (unbound && (unbind_driver(bdf) || probe_driver(bdf)))
+                _exit(4);
+            // It is the file that the mapping holds, and that the session's charge.
+            if (one.close())
+                _exit(5);
+            const Raw two = Raw::open(bdf);
+            if (!two || two.alloc(more, 3 * page) != ENOMEM)
+                _exit(6);
+            if (!std::ranges::all_of(m.bytes(), [](std::byte x) { return x == std::byte{0x5a}; }))
+                _exit(7);
+            memset(m.data(), 0x11, m.size());
+            m.unmap();
+            if (two.alloc(more, 8 * page))
+                _exit(8);
+        }
+        _exit(0);
+    }
+    int status = -1;
+    ASSERT_TRUE(wait_for_child(child, std::chrono::seconds(30), status)) << "the child did not end";
+    EXPECT_TRUE(WIFEXITED(status));
+    EXPECT_EQ(WEXITSTATUS(status), 0) << "a step of the child did not come out as it must";
 }
 
 // No page of a scattered buffer is followed by its physical neighbour, so that
@@ -331,7 +402,7 @@ TEST_F(Buffers, ScatteredBuffersAreScattered) {
 
 TEST_F(Buffers, ContiguousBuffersAreContiguous) {
     if (!s.translated())
-        GTEST_SKIP() << "no IOMMU translates: physical addresses cannot be told";
+        GTEST_SKIP() << "no IOMMU translates: physical addresses are not known";
     const size_t length = 64 * page_size();
     Buffer b;
     dmaprobe_map map = {};
@@ -441,7 +512,7 @@ protected:
     }
 
     bool offered(uint32_t kind) const {
-        return kind != DMAPROBE_MAP_PHYS || !s.missing("dma_map_phys");
+        return kind != DMAPROBE_MAP_PHYS || !s.missing(DMAPROBE_FEATURE_MAP_PHYS);
     }
 };
 
@@ -482,7 +553,7 @@ TEST_F(BufferLayouts, ScatteredPieces) {
         }
         EXPECT_ERRNO(map(m, b, 0, n * piece), EINVAL) << "all of them";
 
-        // One range to the program, which can outlive the buffer.
+        // One range to the program.
         Memory memory = s.mmap(b);
         ASSERT_TRUE(memory);
         const auto bytes = pattern(b.length, order);
@@ -490,8 +561,8 @@ TEST_F(BufferLayouts, ScatteredPieces) {
         std::vector<std::byte> read(b.length);
         EXPECT_OK(s.copy(b.id, DMAPROBE_COPY_READ, 0, read));
         EXPECT_TRUE(read == bytes);
+        memory.unmap();
         EXPECT_OK(s.free(b));
-        EXPECT_TRUE(std::ranges::equal(memory.bytes(), bytes));
     }
 }
 
@@ -639,7 +710,7 @@ TEST_F(BufferLayouts, MemoryIsOfItsNode) {
                 void* at = m.data() + i * page_size();
                 int status = -1;
 
-                // Without nodes to move to, this tells where the page is.
+                // Without nodes to move to, this says where the page is.
                 if (syscall(SYS_move_pages, 0, 1ul, &at, nullptr, &status, 0))
                     GTEST_SKIP() << "move_pages(): " << strerror(errno);
                 EXPECT_EQ(status, static_cast<int>(node));

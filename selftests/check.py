@@ -49,7 +49,7 @@ TRANSPORTS = {"ioctl": f"-{NVME}:{TESTDEV}", "ring": ONCE, "run": ONCE}
 
 # What runs with other domains and IOMMUs: what may depend on them. Not the contract
 # of the ABI, nor the ways by which calls come.
-ELSEWHERE = f"-{HOSTILE}:*Stuck*:Abi*:Ring*:Run*:Calls*:{NVME}:{TESTDEV}"
+ELSEWHERE = f"-{HOSTILE}:*Stuck*:Abi*:Ring*:Run*:CallTable*:{NVME}:{TESTDEV}"
 
 
 @dataclasses.dataclass

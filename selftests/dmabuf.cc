@@ -99,7 +99,7 @@ Fd make_udmabuf(uint64_t length, Memory& memory, std::string& why) {
     return made;
 }
 
-Fd make_heap_dmabuf(uint64_t length, std::string& why) {
+Fd make_heap_dmabuf(uint64_t length, std::string& why, uint32_t mode = O_RDWR) {
     const Fd heap(open("/dev/dma_heap/system", O_RDWR | O_CLOEXEC));
     dma_heap_allocation_data op = {};
 
@@ -108,7 +108,7 @@ Fd make_heap_dmabuf(uint64_t length, std::string& why) {
         return {};
     }
     op.len = length;
-    op.fd_flags = O_RDWR | O_CLOEXEC;
+    op.fd_flags = mode | O_CLOEXEC;
     if (ioctl(heap.get(), DMA_HEAP_IOCTL_ALLOC, &op) < 0) {
         why = std::format("DMA_HEAP_IOCTL_ALLOC: {}", strerror(errno));
         return {};
@@ -123,12 +123,11 @@ protected:
         if (IsSkipped() || HasFatalFailure())
             return;
         iommu = s.translated();
-        const dmaprobe_limits limits = s.limits();
+        const dmaprobe_get_limits limits = s.limits();
         if (!iommu && limits.dma_mask >= limits.required_mask &&
             limits.max_mapping_size != UINT64_MAX)
             GTEST_SKIP() << "the kernel bounces all memory, and nobody synchronises a dma-buf's";
-        // Longer pieces than a PCI device takes unless it is told come from the
-        // system heap.
+        // Longer pieces come from the system heap than a PCI device takes by default.
         dmaprobe_set_segments op = {};
         op.flags = DMAPROBE_SET_SEGMENTS_MAX_SIZE;
         op.max_segment_size = 0x80000000;
@@ -137,7 +136,7 @@ protected:
 
     // What is not exported here is mapped for a device that reaches all memory.
     std::string unreached() const {
-        const dmaprobe_limits limits = s.limits();
+        const dmaprobe_get_limits limits = s.limits();
 
         return iommu || limits.dma_mask >= limits.required_mask
                    ? ""
@@ -241,6 +240,20 @@ TEST_F(DmaBuf, MemoryOfTheSystemHeap) {
     }
 }
 
+// A descriptor for reading lets the device read.
+TEST_F(DmaBuf, ReadOnlyDescriptor) {
+    std::string why;
+    const Fd fd = make_heap_dmabuf(page_size(), why, O_RDONLY);
+    Import imported;
+
+    if (!fd)
+        GTEST_SKIP() << why;
+    EXPECT_ERRNO(import_dmabuf(s, fd.get(), imported, DMAPROBE_DIR_BIDIRECTIONAL), EACCES);
+    EXPECT_ERRNO(import_dmabuf(s, fd.get(), imported, DMAPROBE_DIR_FROM_DEVICE), EACCES);
+    EXPECT_ERRNO(import_dmabuf(s, fd.get(), imported, DMAPROBE_DIR_TO_DEVICE),
+                 unreached().empty() ? 0 : EIO);
+}
+
 // An exporter makes what pieces it likes.
 TEST_F(DmaBuf, LongerThanASegment) {
     const uint64_t page = page_size();
@@ -285,7 +298,8 @@ TEST_F(DmaBuf, BadImports) {
     }
 }
 
-TEST_F(DmaBuf, DescriptorOfAnExport) {
+// Each call makes a dma-buf of its own, and each of them holds the allocation.
+TEST_F(DmaBuf, EachExportIsANewOne) {
     Allocation a;
     Allocation b;
     Fd one;
@@ -305,10 +319,18 @@ TEST_F(DmaBuf, DescriptorOfAnExport) {
     ASSERT_EQ(fstat(one.get(), &st1), 0);
     ASSERT_EQ(fstat(two.get(), &st2), 0);
     ASSERT_EQ(fstat(other.get(), &st3), 0);
-    EXPECT_EQ(st1.st_ino, st2.st_ino) << "one dma-buf, two descriptors";
+    EXPECT_NE(st1.st_ino, st2.st_ino) << "of the same allocation";
     EXPECT_NE(st1.st_ino, st3.st_ino);
+    {
+        // Both lead to the same bytes.
+        const Memory m1 = map_fd(one, page_size());
+        const Memory m2 = map_fd(two, page_size());
+        ASSERT_TRUE(m1 && m2);
+        m1.data()[7] = std::byte{0x42};
+        EXPECT_EQ(m2.data()[7], std::byte{0x42});
+    }
     ASSERT_OK(one.close());
-    EXPECT_ERRNO(release(s, a), EBUSY);
+    EXPECT_ERRNO(release(s, a), EBUSY) << "the second one is left";
     ASSERT_OK(two.close());
     ASSERT_OK(export_dmabuf(s, a, one));
     EXPECT_ERRNO(release(s, a), EBUSY);

@@ -183,7 +183,7 @@ TEST_P(EngineMaps, DataBothWays) {
     const size_t page = page_size();
 
     if (GetParam() == MapKind::phys) {
-        if (const auto why = s.missing("dma_map_phys"))
+        if (const auto why = s.missing(DMAPROBE_FEATURE_MAP_PHYS))
             GTEST_SKIP() << *why;
     }
     dp::Buffer src = buffer(2 * page);
@@ -215,7 +215,7 @@ TEST_P(EngineMaps, DataThroughOneBidirectionalMapping) {
     const size_t page = page_size();
 
     if (GetParam() == MapKind::phys) {
-        if (const auto why = s.missing("dma_map_phys"))
+        if (const auto why = s.missing(DMAPROBE_FEATURE_MAP_PHYS))
             GTEST_SKIP() << *why;
     }
     dp::Buffer b = buffer(4 * page);
@@ -240,7 +240,7 @@ TEST_F(Engine, LinkedPagesAtEveryEdge) {
     const size_t page = page_size();
     const size_t n = 4;
     dp::Buffer pages = buffer(n * page, dp::BufferKind::scattered);
-    auto space = dp::IovaSpace::try_alloc(*session, Size(n * page));
+    auto space = dp::IovaSpace::alloc(*session, Size(n * page));
     const auto bytes = pattern(n * page, 4);
     // Where in the space each of the buffer's pages goes.
     const size_t place[n] = {2, 0, 3, 1};
@@ -291,7 +291,7 @@ TEST_F(Engine, LinksReachTheDeviceThroughSyncAlone) {
     NEEDS_IOVA();
     const size_t page = page_size();
     dp::Buffer pages = buffer(2 * page, dp::BufferKind::scattered);
-    auto space = dp::IovaSpace::try_alloc(*session, Size(2 * page));
+    auto space = dp::IovaSpace::alloc(*session, Size(2 * page));
     const auto bytes = pattern(64, 6);
 
     ASSERT_WORKS(space);
@@ -481,7 +481,7 @@ TEST_F(Engine, WriteThroughALinkToDevice) {
     NEEDS_FAULTS();
     const size_t page = page_size();
     dp::Buffer b = buffer(2 * page);
-    auto space = dp::IovaSpace::try_alloc(*session, Size(2 * page));
+    auto space = dp::IovaSpace::alloc(*session, Size(2 * page));
     const auto bytes = pattern(2 * page, 6);
 
     ASSERT_WORKS(space);
@@ -519,7 +519,7 @@ TEST_F(Engine, DmaAfterUnlink) {
     NEEDS_FAULTS();
     const size_t page = page_size();
     dp::Buffer b = buffer(3 * page);
-    auto space = dp::IovaSpace::try_alloc(*session, Size(3 * page));
+    auto space = dp::IovaSpace::alloc(*session, Size(3 * page));
     const auto bytes = pattern(3 * page, 11);
 
     ASSERT_WORKS(space);
@@ -548,7 +548,7 @@ TEST_F(Engine, DmaAfterDestroy) {
     NEEDS_FAULTS();
     const size_t page = page_size();
     dp::Buffer b = buffer(3 * page, dp::BufferKind::scattered);
-    auto space = dp::IovaSpace::try_alloc(*session, Size(3 * page));
+    auto space = dp::IovaSpace::alloc(*session, Size(3 * page));
     const auto bytes = pattern(3 * page, 13);
 
     ASSERT_WORKS(space);

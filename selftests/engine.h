@@ -56,7 +56,7 @@ protected:
         DeviceTest::SetUp();
         if (IsSkipped() || HasFatalFailure())
             return;
-        no_iova = s.missing("dma_iova_link").value_or(iommu ? "" : "no IOMMU translates");
+        no_iova = s.missing(DMAPROBE_FEATURE_DMA_IOVA).value_or(iommu ? "" : "no IOMMU translates");
 
         /* One session for the device's registers, which stays open when the one
          * that maps is closed. */
@@ -119,7 +119,7 @@ protected:
             EXPECT_EQ(fault->platform, "amd-vi") << fault->raw;
             return;
         }
-        /* VT-d tells the granule. */
+        /* VT-d reports the granule. */
         EXPECT_EQ(fault->iova->align_down(dmaprobe::Size(granule)),
                   at.align_down(dmaprobe::Size(granule)));
         if (fault->access == dmaprobe::FaultAccess::unknown) {

@@ -92,10 +92,10 @@ public:
     bool disarm() const {
         char left = 0;
         // If it fails, this copy was the nth.
-        const bool told = pread(fd_.get(), &left, 1, 0) == 1;
+        const bool was_read = pread(fd_.get(), &left, 1, 0) == 1;
 
         arm(0);
-        return told && left == '0';
+        return was_read && left == '0';
     }
 
 private:
@@ -175,19 +175,19 @@ Act one(Stage& stage, Fill fill) {
 Scene of_op(const Op& op) {
     Scene scene = {.name = op.name, .prepare = {}, .needs = op.needs};
 
-    // The kernel's own calls do not tell why they failed.
-    if (op.number == DMAPROBE_NR_IOVA_ALLOC)
+    // The kernel's own calls do not say why they failed.
+    if (op.command == DMAPROBE_IOVA_ALLOC)
         scene.errnos.insert(ENOSPC);
-    if (op.number == DMAPROBE_NR_MAP_SG)
+    if (op.command == DMAPROBE_MAP_SG)
         scene.errnos.insert(EIO);
-    scene.grows = op.number == DMAPROBE_NR_POOL_ALLOC;
+    scene.grows = op.command == DMAPROBE_POOL_ALLOC;
     scene.prepare = [&op](Stage& stage) -> Act {
         stage.bytes.resize(op.size);
         op.sample(stage.live, stage.bytes.data());
         return [&stage, &op] {
             const int err = submit(stage.live.s.fd(), op.command, stage.bytes.data());
 
-            if (!err && op.number == DMAPROBE_NR_EXPORT)
+            if (!err && op.command == DMAPROBE_EXPORT)
                 stage.fds.emplace_back(
                     get<int32_t>(stage.bytes.data(), offsetof(dmaprobe_export, fd)));
             return err;
@@ -214,7 +214,7 @@ void fill(Stage& stage) {
     Buffer pinned;
 
     for (uint64_t at = 0; at < pages.length; at += page_size())
-        entries.push_back({pages.id, 0, at, page_size()});
+        entries.push_back({at, page_size(), pages.id, 0});
     EXPECT_OK(stage.live.s.map_sg(list, entries));
     EXPECT_OK(stage.live.s.pin(pinned, stage.live.extents.data(), page_size()));
     for (const Kind kind : all_kinds)
@@ -325,14 +325,14 @@ void add_mappings(std::vector<Scene>& all) {
                                auto& entries = stage.hold(std::vector<dmaprobe_sg_entry>());
 
                                for (uint64_t at = 0; at < b.length; at += page_size())
-                                   entries.push_back({b.id, 0, at, page_size()});
+                                   entries.push_back({at, page_size(), b.id, 0});
                                return one<dmaprobe_map_sg>(stage, [&](auto& op) {
                                    op.kind = kind;
                                    op.entries = reinterpret_cast<uintptr_t>(entries.data());
                                    op.nr_entries = static_cast<uint32_t>(entries.size());
                                });
                            },
-                       // dma_map_sg_attrs() has no reason to tell.
+                       // dma_map_sg_attrs() has no reason to give.
                        .errnos = {kind == DMAPROBE_MAP_SG_LIST ? EIO : ENOMEM, ENOMEM}});
     all.push_back({.name = "import_and_unmap", .prepare = [](Stage& stage) -> Act {
                        dmaprobe_export op = {};
@@ -370,7 +370,7 @@ void add_allocations(std::vector<Scene>& all) {
         all.push_back({.name = numbered("sgtable", kind), .prepare = [kind](Stage& stage) {
                            const uint32_t id = stage.alloc(mib, kind);
 
-                           return one<dmaprobe_sgtable>(stage, [&](auto& op) {
+                           return one<dmaprobe_get_sgtable>(stage, [&](auto& op) {
                                op.id = id;
                                op.nr_entries = 16;
                                op.entries = stage.live.extents.address();
@@ -412,18 +412,15 @@ void add_allocations(std::vector<Scene>& all) {
                        return [&stage] {
                            dmaprobe_pool_create pool = {};
                            dmaprobe_pool_alloc block = {};
-                           dmaprobe_pool_free free = {};
-                           dmaprobe_pool_destroy destroy = {};
 
                            pool.block_size = mib;
                            if (const int err = stage.live.s(pool))
                                return err;
-                           destroy.id = block.pool_id = pool.id;
+                           block.pool_id = pool.id;
                            int err = stage.live.s(block);
-                           free.id = block.id;
                            if (!err)
-                               err = stage.live.s(free);
-                           const int last = stage.live.s(destroy);
+                               err = stage.live.s.destroy(block.id);
+                           const int last = stage.live.s.destroy(pool.id);
                            return err ? err : last;
                        };
                    }});
@@ -461,7 +458,7 @@ void add_iovas(std::vector<Scene>& all) {
                                return err;
                            }
                            const int err = s.iova_sync(io.id, 0, b.length);
-                           const int last = s.destroy(io.id, b.length);
+                           const int last = s.iova_destroy(io.id, b.length);
                            return err ? err : last;
                        };
                    },
@@ -475,7 +472,7 @@ Act long_run(Stage& stage) {
         dmaprobe_buffer_alloc buffer = {};
         dmaprobe_map map = {};
         dmaprobe_unmap unmap = {};
-        dmaprobe_buffer_free free = {};
+        dmaprobe_destroy free = {};
         dmaprobe_nop nop = {};
         std::array<dmaprobe_run_op, 64> ops = {};
     };
@@ -547,13 +544,13 @@ std::vector<Scene> all_sequences() {
     return all;
 }
 
-std::optional<dmaprobe_stats> stats(const Raw& s) {
-    dmaprobe_stats op = {};
+std::optional<dmaprobe_get_stats> stats(const Raw& s) {
+    dmaprobe_get_stats op = {};
 
     if (!s)
         return {};
     op.size = sizeof(op);
-    EXPECT_EQ(ioctl(s.fd(), DMAPROBE_STATS, &op), 0);
+    EXPECT_EQ(ioctl(s.fd(), DMAPROBE_GET_STATS, &op), 0);
     return op;
 }
 
@@ -579,7 +576,7 @@ protected:
             GTEST_SKIP() << "no fault injection: /proc/thread-self/fail-nth: " << strerror(errno);
     }
 
-    void tell(unsigned points) {
+    void report(unsigned points) {
         RecordProperty("points of failure", static_cast<int>(points));
         points_ += points;
         scenes_++;
@@ -612,7 +609,7 @@ protected:
         EXPECT_OK(s.close());
     }
 
-    // Let the nth allocation of the scene fail. Tells whether there was one.
+    // Let the nth allocation of the scene fail. Whether there was one.
     bool play(const Scene& scene, unsigned n) {
         Stage stage(bdf);
         const Act act = scene.prepare(stage);
@@ -673,7 +670,7 @@ protected:
         const Raw idle = Raw::open(bdf);
         ASSERT_TRUE(idle);
         EXPECT_OK(idle.set_mask(0xffffffff)) << "something is still mapped";
-        tell(points);
+        report(points);
     }
 
 private:
@@ -727,7 +724,7 @@ TEST_F(FailNthBind, Sweep) {
             ASSERT_OK(probe()) << "with all the memory it wants";
         }
         ASSERT_EQ(driver_of(bdf), driver_name);
-        // The node is devtmpfs's, and the kernel tells nobody that it could not be made.
+        // The node is devtmpfs's, and the kernel reports to nobody that it could not be made.
         if (!failed || err) {
             EXPECT_TRUE(
                 wait_for([&] { return Raw::open(bdf).error() == 0; }, std::chrono::seconds(5)));
@@ -737,7 +734,7 @@ TEST_F(FailNthBind, Sweep) {
             break;
     }
     EXPECT_LT(n, enough);
-    tell(n);
+    report(n);
 }
 
 } // namespace

@@ -181,26 +181,26 @@ bool wait_for(const std::function<bool()>& condition, std::chrono::milliseconds 
     }
 }
 
-// When the last faults were told, in order.
-static std::deque<std::chrono::steady_clock::time_point> told;
+// When the last faults were reported, in order.
+static std::deque<std::chrono::steady_clock::time_point> reported;
 
 Faults::Faults(size_t count) {
-    // How many the kernel tells of in an interval, and some less where there are more.
+    // How many the kernel reports in an interval, and some less where there are more.
     static const size_t burst = access("/sys/class/iommu/dmar0", F_OK) == 0 ? 3 : 8;
     constexpr auto interval = std::chrono::milliseconds(5200);
 
     count_ = std::min(count, burst);
-    for (; !told.empty() && told.size() + count_ > burst; told.pop_front())
-        std::this_thread::sleep_until(told.front() + interval);
+    for (; !reported.empty() && reported.size() + count_ > burst; reported.pop_front())
+        std::this_thread::sleep_until(reported.front() + interval);
 }
 
 Faults::~Faults() {
-    told.insert(told.end(), count_, std::chrono::steady_clock::now());
+    reported.insert(reported.end(), count_, std::chrono::steady_clock::now());
 }
 
-Raw Raw::open(const std::string& bdf) {
+Raw Raw::open(const std::string& bdf, int mode) {
     Raw raw;
-    const int fd = ::open(node_path(bdf).c_str(), O_RDWR | O_CLOEXEC);
+    const int fd = ::open(node_path(bdf).c_str(), mode | O_CLOEXEC);
 
     raw.error_ = fd < 0 ? errno : 0;
     raw.fd_ = Fd(fd);
@@ -218,10 +218,10 @@ int Raw::alloc(Buffer& out, uint64_t length, uint32_t kind) const {
     return err;
 }
 
-int Raw::free(const Buffer& buffer) const {
-    dmaprobe_buffer_free op = {};
+int Raw::destroy(uint32_t id) const {
+    dmaprobe_destroy op = {};
 
-    op.id = buffer.id;
+    op.id = id;
     return (*this)(op);
 }
 
@@ -255,15 +255,17 @@ Memory Raw::mmap(const Buffer& buffer) const {
     return start == MAP_FAILED ? Memory{} : Memory{start, buffer.length};
 }
 
-int Raw::unmap(uint32_t mapping) const {
+int Raw::unmap(uint32_t mapping, uint64_t attrs) const {
     dmaprobe_unmap op = {};
 
     op.id = mapping;
+    op.attrs = attrs;
     return (*this)(op);
 }
 
-int Raw::iova_alloc(dmaprobe_iova_alloc& out, uint64_t length) const {
+int Raw::iova_alloc(dmaprobe_iova_alloc& out, uint64_t length, uint32_t flags) const {
     out = {};
+    out.flags = flags;
     out.length = length;
     return (*this)(out);
 }
@@ -307,7 +309,7 @@ int Raw::unlink(uint32_t iova, uint64_t offset, uint64_t length, uint32_t dir) c
     return (*this)(op);
 }
 
-int Raw::destroy(uint32_t iova, uint64_t mapped_len, uint32_t dir) const {
+int Raw::iova_destroy(uint32_t iova, uint64_t mapped_len, uint32_t dir) const {
     dmaprobe_iova_destroy op = {};
 
     op.id = iova;
@@ -381,7 +383,7 @@ bool Raw::bounces() const {
 }
 
 int Raw::segments(std::vector<dmaprobe_segment>& out, uint32_t id) const {
-    dmaprobe_segments op = {};
+    dmaprobe_get_segments op = {};
 
     out.clear();
     op.id = id;
@@ -405,15 +407,29 @@ int Raw::set_segments(uint32_t flags, uint32_t max_size, uint64_t boundary_mask,
     return (*this)(op);
 }
 
-dmaprobe_limits Raw::limits() const {
-    dmaprobe_limits op = {};
+dmaprobe_get_info Raw::info() const {
+    dmaprobe_get_info op = {};
 
     EXPECT_OK((*this)(op));
     return op;
 }
 
-dmaprobe_domain Raw::domain() const {
-    dmaprobe_domain op = {};
+dmaprobe_get_stats Raw::stats() const {
+    dmaprobe_get_stats op = {};
+
+    EXPECT_OK((*this)(op));
+    return op;
+}
+
+dmaprobe_get_limits Raw::limits() const {
+    dmaprobe_get_limits op = {};
+
+    EXPECT_OK((*this)(op));
+    return op;
+}
+
+dmaprobe_get_domain Raw::domain() const {
+    dmaprobe_get_domain op = {};
 
     EXPECT_OK((*this)(op));
     return op;
@@ -424,7 +440,7 @@ bool Raw::translated() const {
 }
 
 std::string Raw::no_faults() const {
-    const dmaprobe_domain d = domain();
+    const dmaprobe_get_domain d = domain();
     const std::string driver = static_cast<const char*>(d.driver);
 
     if (driver == "intel-iommu" || driver == "amd-iommu" || driver == "virtio_iommu" ||
@@ -439,26 +455,12 @@ uint64_t Raw::granule() const {
     return sizes ? uint64_t{1} << std::countr_zero(sizes) : page_size();
 }
 
-std::optional<std::string> Raw::missing(std::string_view kernel_call) const {
-    dmaprobe_version version = {};
-
-    if (const int err = (*this)(version))
-        return std::format("DMAPROBE_VERSION: {}", strerrorname_np(err));
-    for (uint32_t i = 0; i < version.nr_calls; i++) {
-        dmaprobe_call op = {};
-
-        op.index = i;
-        if (const int err = (*this)(op))
-            return std::format("DMAPROBE_CALL: {}", strerrorname_np(err));
-        const std::string_view name(op.name, strnlen(op.name, sizeof(op.name)));
-        if (name != kernel_call)
-            continue;
-        if (op.status == DMAPROBE_CALL_OFFERED)
-            return std::nullopt;
-        return std::format("{}: {}", name,
-                           std::string_view(op.detail, strnlen(op.detail, sizeof(op.detail))));
-    }
-    return std::format("{}: the module does not list this call", kernel_call);
+std::optional<std::string> Raw::missing(uint32_t feature) const {
+    if ((info().features & feature) == feature)
+        return std::nullopt;
+    return feature == DMAPROBE_FEATURE_DMA_IOVA
+               ? "dma_iova_*(): this kernel is older than Linux 6.16"
+               : "dma_map_phys(): this kernel is older than Linux 6.18";
 }
 
 bool kernel_is_at_least(unsigned major, unsigned minor) {
@@ -515,10 +517,8 @@ void IovaTest::SetUp() {
     DeviceTest::SetUp();
     if (IsSkipped() || HasFatalFailure())
         return;
-    for (const char* name : {"dma_iova_try_alloc", "dma_iova_link", "dma_iova_sync",
-                             "dma_iova_unlink", "dma_iova_free", "dma_iova_destroy"})
-        if (const auto reason = s.missing(name))
-            GTEST_SKIP() << *reason;
+    if (const auto reason = s.missing(DMAPROBE_FEATURE_DMA_IOVA))
+        GTEST_SKIP() << *reason;
     if (!iommu)
         GTEST_SKIP() << "no IOMMU translates for the device";
 }

@@ -15,6 +15,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <fcntl.h>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -108,21 +109,20 @@ void restart_deadline();
 
 template <class T>
 struct CommandOf;
-#define SELFTEST_COMMAND(type, nr)                                                                 \
+#define SELFTEST_COMMAND(type, command)                                                            \
     template <>                                                                                    \
     struct CommandOf<struct dmaprobe_##type> {                                                     \
-        static constexpr unsigned long value = DMAPROBE_##nr;                                      \
-        static constexpr unsigned number = DMAPROBE_NR_##nr;                                       \
+        static constexpr unsigned long value = DMAPROBE_##command;                                 \
+        static constexpr unsigned number = _IOC_NR(DMAPROBE_##command);                            \
         static constexpr const char* name = #type;                                                 \
     }
-SELFTEST_COMMAND(version, VERSION);
-SELFTEST_COMMAND(call, CALL);
-SELFTEST_COMMAND(limits, LIMITS);
-SELFTEST_COMMAND(domain, DOMAIN);
+SELFTEST_COMMAND(get_info, GET_INFO);
+SELFTEST_COMMAND(get_limits, GET_LIMITS);
+SELFTEST_COMMAND(get_domain, GET_DOMAIN);
 SELFTEST_COMMAND(set_mask, SET_MASK);
 SELFTEST_COMMAND(enable, ENABLE);
 SELFTEST_COMMAND(buffer_alloc, BUFFER_ALLOC);
-SELFTEST_COMMAND(buffer_free, BUFFER_FREE);
+SELFTEST_COMMAND(destroy, DESTROY);
 SELFTEST_COMMAND(map, MAP);
 SELFTEST_COMMAND(unmap, UNMAP);
 SELFTEST_COMMAND(sync, SYNC);
@@ -132,10 +132,10 @@ SELFTEST_COMMAND(iova_link, IOVA_LINK);
 SELFTEST_COMMAND(iova_sync, IOVA_SYNC);
 SELFTEST_COMMAND(iova_unlink, IOVA_UNLINK);
 SELFTEST_COMMAND(iova_destroy, IOVA_DESTROY);
-SELFTEST_COMMAND(iova_state, IOVA_STATE);
+SELFTEST_COMMAND(get_iova_state, GET_IOVA_STATE);
 SELFTEST_COMMAND(translate, TRANSLATE);
 SELFTEST_COMMAND(nop, NOP);
-SELFTEST_COMMAND(stats, STATS);
+SELFTEST_COMMAND(get_stats, GET_STATS);
 SELFTEST_COMMAND(run, RUN);
 SELFTEST_COMMAND(bench, BENCH);
 SELFTEST_COMMAND(set_segments, SET_SEGMENTS);
@@ -144,15 +144,12 @@ SELFTEST_COMMAND(copy, COPY);
 SELFTEST_COMMAND(map_sg, MAP_SG);
 SELFTEST_COMMAND(map_resource, MAP_RESOURCE);
 SELFTEST_COMMAND(map_dmabuf, MAP_DMABUF);
-SELFTEST_COMMAND(segments, SEGMENTS);
+SELFTEST_COMMAND(get_segments, GET_SEGMENTS);
 SELFTEST_COMMAND(alloc, ALLOC);
-SELFTEST_COMMAND(alloc_free, ALLOC_FREE);
-SELFTEST_COMMAND(sgtable, SGTABLE);
+SELFTEST_COMMAND(get_sgtable, GET_SGTABLE);
 SELFTEST_COMMAND(export, EXPORT);
 SELFTEST_COMMAND(pool_create, POOL_CREATE);
-SELFTEST_COMMAND(pool_destroy, POOL_DESTROY);
 SELFTEST_COMMAND(pool_alloc, POOL_ALLOC);
-SELFTEST_COMMAND(pool_free, POOL_FREE);
 #undef SELFTEST_COMMAND
 
 /* Call with a struct of the size this program knows. 0 or errno. */
@@ -184,8 +181,8 @@ struct Buffer {
 class Raw {
 public:
     Raw() = default;
-    /* On failure error() tells why. */
-    static Raw open(const std::string& bdf);
+    /* On failure error() says why. */
+    static Raw open(const std::string& bdf, int mode = O_RDWR);
 
     int fd() const { return fd_.get(); }
     int error() const { return error_; }
@@ -199,23 +196,25 @@ public:
 
     /* The usual calls, with all that a test seldom names left out. */
     int alloc(Buffer& out, uint64_t length, uint32_t kind = DMAPROBE_BUFFER_CONTIGUOUS) const;
-    int free(const Buffer& buffer) const;
+    /* A buffer, an allocation, a pool or a block. */
+    int destroy(uint32_t id) const;
+    int free(const Buffer& buffer) const { return destroy(buffer.id); }
     /* Bytes of the program's own memory as a buffer. */
     int pin(Buffer& out, const void* start, uint64_t length, uint32_t flags = 0) const;
     /* Between an object and the program's memory, whichever way @dir says. */
     int copy(uint32_t id, uint32_t dir, uint64_t offset, std::span<std::byte> bytes) const;
-    /* The buffer's memory, or an empty one (errno tells why). */
+    /* The buffer's memory, or an empty one (errno says why). */
     Memory mmap(const Buffer& buffer) const;
-    int unmap(uint32_t mapping) const;
-    int iova_alloc(dmaprobe_iova_alloc& out, uint64_t length) const;
+    int unmap(uint32_t mapping, uint64_t attrs = 0) const;
+    int iova_alloc(dmaprobe_iova_alloc& out, uint64_t length, uint32_t flags = 0) const;
     int iova_free(uint32_t iova) const;
     int link(uint32_t iova, uint64_t offset, const Buffer& buffer, uint64_t buffer_offset,
              uint64_t length, uint32_t dir = DMAPROBE_DIR_BIDIRECTIONAL) const;
     int iova_sync(uint32_t iova, uint64_t offset, uint64_t length) const;
     int unlink(uint32_t iova, uint64_t offset, uint64_t length,
                uint32_t dir = DMAPROBE_DIR_BIDIRECTIONAL) const;
-    int destroy(uint32_t iova, uint64_t mapped_len,
-                uint32_t dir = DMAPROBE_DIR_BIDIRECTIONAL) const;
+    int iova_destroy(uint32_t iova, uint64_t mapped_len,
+                     uint32_t dir = DMAPROBE_DIR_BIDIRECTIONAL) const;
     int set_mask(uint64_t mask, uint32_t flags = DMAPROBE_SET_MASK_STREAMING) const;
 
     int map_sg(dmaprobe_map_sg& out, std::span<const dmaprobe_sg_entry> entries,
@@ -228,18 +227,20 @@ public:
     int set_segments(uint32_t flags, uint32_t max_size, uint64_t boundary_mask = 0,
                      uint32_t min_align_mask = 0) const;
 
-    /* All extents of a range; asks again until the whole range was told. */
+    /* All extents of a range; asks again until the whole range was reported. */
     int translate(std::vector<Extent>& out, uint64_t iova, uint64_t length) const;
 
-    dmaprobe_limits limits() const;
-    dmaprobe_domain domain() const;
+    dmaprobe_get_info info() const;
+    dmaprobe_get_limits limits() const;
+    dmaprobe_get_domain domain() const;
+    dmaprobe_get_stats stats() const;
     /* The IOMMU's granule; the page size without an IOMMU. */
     uint64_t granule() const;
     bool translated() const;
     // Why the library cannot read the faults of the device's IOMMU, or nothing.
     std::string no_faults() const;
-    /* Why this kernel does not offer a call, or nothing when it does. */
-    std::optional<std::string> missing(std::string_view kernel_call) const;
+    /* Why this kernel does not offer what enum dmaprobe_features names, or nothing when it does. */
+    std::optional<std::string> missing(uint32_t feature) const;
 
 private:
     Fd fd_;
@@ -252,17 +253,17 @@ std::string node_path(const std::string& bdf);
 /* Whether the running kernel is of this version or newer. */
 bool kernel_is_at_least(unsigned major, unsigned minor);
 
-/* Poll until the condition holds or the time is over; tells which. */
+/* Poll until the condition holds or the time is over; returns which. */
 bool wait_for(const std::function<bool()>& condition, std::chrono::milliseconds timeout);
 
 /*
  * Alive while faults are provoked; waits first where it must. The kernel limits
- * what it tells of faults to 10 lines in 5 s, and each one of VT-d uses up three
+ * its reports of faults to 10 lines in 5 s, and each one of VT-d uses up three
  * of them (drivers/iommu/intel/dmar.c, dmar_fault()).
  */
 class Faults {
 public:
-    /* As many as the kernel tells. */
+    /* As many as the kernel reports. */
     static constexpr size_t all = SIZE_MAX;
 
     explicit Faults(size_t count);

@@ -176,6 +176,7 @@ bool is_an_answer(int err, bool may_be_gone) {
     case EMFILE:
     case EINTR:
     case ENOTTY:
+    case ETIMEDOUT: // an exporter that is moving its memory
         return true;
     case ENODEV:
         return may_be_gone;
@@ -188,7 +189,7 @@ bool is_an_answer(int err, bool may_be_gone) {
 class Caller {
 public:
     Caller(World& world, uint64_t seed) : world_(world), random_(seed) {
-        slots_ = Memory::fenced(batch_max * slot_size);
+        make_slots();
         area_ = Memory::fenced(output_size + batch_max * input_size);
         read_only_ = Memory::fenced(page_size());
         read_only_.protect(PROT_READ);
@@ -231,11 +232,9 @@ public:
     }
 
     // Calls that want nobody else to hold anything, each at its own risk.
-    void alone(unsigned number) {
-        for (const Target& target : world_.targets)
-            if (target.op->number == number)
-                for (int i = 0; i < 8; i++)
-                    submit_one(target);
+    void alone(unsigned long command) {
+        for (int i = 0; i < 8; i++)
+            submit_one(target_of(command));
     }
 
     // Whatever it holds outside of sessions. Sessions live while they are mmapped.
@@ -255,9 +254,50 @@ private:
         const Target* target = nullptr;
         unsigned session = 0;
         std::byte* at = nullptr; // its struct, or nullptr when that is somewhere bad
+        void* given = nullptr;   // what the call is given
     };
 
     std::byte* slot(unsigned i) const { return slots_.data() + i * slot_size; }
+
+    // Structs are written at one address, and can be given to calls at another one, where
+    // the same bytes can only be read.
+    void make_slots() {
+        constexpr size_t length = batch_max * slot_size;
+        const Fd file(memfd_create("slots", MFD_CLOEXEC));
+
+        if (!file || ftruncate(file.get(), length))
+            std::abort();
+        const auto view = [&](int prot) {
+            Memory m = Memory::fenced(length);
+
+            if (!m ||
+                mmap(m.data(), length, prot, MAP_SHARED | MAP_FIXED, file.get(), 0) == MAP_FAILED)
+                std::abort();
+            return m;
+        };
+        slots_ = view(PROT_READ | PROT_WRITE);
+        unwritable_slots_ = view(PROT_READ);
+        edge_ = Memory::fenced(page_size());
+    }
+
+    // Where a call finds its struct: as a rule where it was written; or where it can be read
+    // but not written; or, for one call at a time, where only its first part is there.
+    void place(Call& call, bool only_one) {
+        const size_t size = call.target->op->size;
+
+        call.given = call.at;
+        if (random_.chance(24)) {
+            call.given = unwritable_slots_.data() + (call.at - slots_.data());
+        } else if (only_one && random_.chance(24)) {
+            std::byte* const cut =
+                edge_.data() + edge_.size() - random_.below(static_cast<uint32_t>(size + 1));
+
+            memcpy(cut, call.at,
+                   std::min(size, static_cast<size_t>(edge_.data() + edge_.size() - cut)));
+            call.given = cut;
+            call.at = nullptr;
+        }
+    }
 
     // --- drawing ---
 
@@ -334,6 +374,8 @@ private:
 
     // An id of this kind; in a run preferably of what a call before has made.
     uint32_t id(Kind kind, unsigned session, std::span<const Call> before) {
+        if (random_.chance(12))
+            return random_.below(65);
         if (!before.empty() && random_.chance(3)) {
             for (int tries = 0; tries < 8; tries++) {
                 const uint32_t i = random_.below(static_cast<uint32_t>(before.size()));
@@ -346,7 +388,7 @@ private:
         for (int tries = 0; tries < 4; tries++)
             if (const uint32_t known = random_.pick(world_.ids[session][index_of(kind)]))
                 return known;
-        return 1 + random_.below(40);
+        return random_.below(65);
     }
 
     uint32_t bad_id(unsigned session) {
@@ -386,14 +428,14 @@ private:
 
     // A list for MAP_SG, calls for RUN, bytes for the others.
     void fill_input(const Op& op, unsigned session, std::byte* to) {
-        if (op.number == DMAPROBE_NR_MAP_SG) {
+        if (op.command == DMAPROBE_MAP_SG) {
             const unsigned nr = 1 + random_.below(8);
 
             for (unsigned i = 0; i < nr; i++) {
-                dmaprobe_sg_entry entry = {.buffer_id = id(Kind::buffer, session, {}),
-                                           .__reserved = 0,
-                                           .offset = random_.below(3) * page_size(),
-                                           .length = page_size()};
+                dmaprobe_sg_entry entry = {.offset = random_.below(3) * page_size(),
+                                           .length = page_size(),
+                                           .buffer_id = id(Kind::buffer, session, {}),
+                                           .__reserved = 0};
 
                 if (random_.chance(16))
                     entry.length = interesting();
@@ -401,7 +443,7 @@ private:
                     entry.offset = interesting();
                 memcpy(to + i * sizeof(entry), &entry, sizeof(entry));
             }
-        } else if (op.number == DMAPROBE_NR_RUN) {
+        } else if (op.command == DMAPROBE_RUN) {
             std::byte* nop = to + 256;
             dmaprobe_run_op call = {.cmd = random_.chance(4) ? DMAPROBE_RUN : DMAPROBE_NOP,
                                     .result = 0,
@@ -421,31 +463,31 @@ private:
                 set<uint64_t>(at, offset, value % most);
         };
 
-        switch (op.number) {
-        case DMAPROBE_NR_BENCH:
+        switch (op.command) {
+        case DMAPROBE_BENCH:
             bound(offsetof(dmaprobe_bench, count), 100, 10'000'000);
             break;
-        case DMAPROBE_NR_TRANSLATE:
+        case DMAPROBE_TRANSLATE:
             bound(offsetof(dmaprobe_translate, length), uint64_t{1} << 18, uint64_t{1} << 32);
             break;
-        case DMAPROBE_NR_BUFFER_ALLOC:
+        case DMAPROBE_BUFFER_ALLOC:
             if (!random_.chance(64))
                 bound(offsetof(dmaprobe_buffer_alloc, length), 64 * page_size(), uint64_t{1} << 30);
             break;
-        case DMAPROBE_NR_BUFFER_PIN:
+        case DMAPROBE_BUFFER_PIN:
             // The arrays for the pages of a gigabyte, for nothing.
             if (!random_.chance(64))
                 bound(offsetof(dmaprobe_buffer_pin, length), 64 * page_size(), uint64_t{1} << 30);
             break;
-        case DMAPROBE_NR_ALLOC:
+        case DMAPROBE_ALLOC:
             if (!random_.chance(64))
-                bound(offsetof(dmaprobe_alloc, length), 64 * page_size(), uint64_t{1} << 30);
+                bound(offsetof(dmaprobe_alloc, length), 64 * page_size(), uint64_t{1} << 28);
             break;
-        case DMAPROBE_NR_POOL_CREATE:
+        case DMAPROBE_POOL_CREATE:
             if (!random_.chance(16))
                 bound(offsetof(dmaprobe_pool_create, block_size), page_size(), uint64_t{1} << 20);
             break;
-        case DMAPROBE_NR_MAP_SG:
+        case DMAPROBE_MAP_SG:
             if (get<uint32_t>(at, offsetof(dmaprobe_map_sg, nr_entries)) > 512 &&
                 !random_.chance(64))
                 set<uint32_t>(at, offsetof(dmaprobe_map_sg, nr_entries), 1 + random_.below(12));
@@ -478,7 +520,7 @@ private:
                 set<uint64_t>(at, f.offset, attrs(f.taken));
         for (const PointerField& f : op.pointers)
             set<uint64_t>(at, f.offset, area_.address());
-        if (op.number == DMAPROBE_NR_MAP_SG || op.number == DMAPROBE_NR_RUN) {
+        if (op.command == DMAPROBE_MAP_SG || op.command == DMAPROBE_RUN) {
             std::byte* input = area_.data() + output_size +
                                static_cast<size_t>(at - slots_.data()) / slot_size * input_size;
 
@@ -494,7 +536,7 @@ private:
         if (op.fd)
             set<int32_t>(at, *op.fd, random_.pick(fds_));
         // As much as others map of it.
-        if (op.number == DMAPROBE_NR_BUFFER_PIN)
+        if (op.command == DMAPROBE_BUFFER_PIN)
             set<uint64_t>(at, offsetof(dmaprobe_buffer_pin, length), near(4 * page_size()));
     }
 
@@ -559,7 +601,9 @@ private:
             for (uint32_t more = random_.below(3); more < 3; more++)
                 mutate(target, session, at);
         tame(*target.op, at);
-        return {.target = &target, .session = session, .at = at};
+        Call call = {.target = &target, .session = session, .at = at};
+        place(call, i == 0);
+        return call;
     }
 
     const Target& any() {
@@ -577,7 +621,7 @@ private:
         if (err) {
             counts_.failed[op.number]++;
             // A dma-buf can lose its memory at any time.
-            if (!is_an_answer(err, world_.gone || op.number == DMAPROBE_NR_MAP_DMABUF)) {
+            if (!is_an_answer(err, world_.gone || op.command == DMAPROBE_MAP_DMABUF)) {
                 counts_.surprises++;
                 counts_.surprise = err;
                 counts_.surprise_of = op.number;
@@ -590,7 +634,7 @@ private:
         if (op.makes)
             world_.ids[call.session][index_of(op.makes->kind)][random_.below(ids_kept)] =
                 get<uint32_t>(call.at, op.makes->offset);
-        if (op.number == DMAPROBE_NR_EXPORT) {
+        if (op.command == DMAPROBE_EXPORT) {
             const auto fd = get<int32_t>(call.at, *op.fd);
             int& old = fds_[random_.below(static_cast<uint32_t>(fds_.size()))];
 
@@ -606,7 +650,7 @@ private:
     void submit_one(const Target& target) {
         const unsigned session = random_.below(nr_sessions);
         Call call = make(0, session, target, {});
-        void* at = call.at;
+        void* at = call.given;
         unsigned long command = target.op->command;
 
         if (random_.chance(32)) {
@@ -614,7 +658,7 @@ private:
             at = reinterpret_cast<void*>(pointer());
             call.at = nullptr;
             // Where it is, there may be a struct of something that takes long.
-            if (target.op->number == DMAPROBE_NR_BENCH)
+            if (target.op->command == DMAPROBE_BENCH)
                 at = nullptr;
         }
         if (random_.chance(256)) // no command at all
@@ -639,15 +683,14 @@ private:
             calls_[i] = make(i, session, any(), std::span(calls_).first(i));
             ops[i] = {.cmd = static_cast<uint32_t>(calls_[i].target->op->command),
                       .result = 0,
-                      .arg = reinterpret_cast<uintptr_t>(calls_[i].at)};
+                      .arg = reinterpret_cast<uintptr_t>(calls_[i].given)};
         }
         run.size = sizeof(run);
         run.flags = random_.chance(8) ? 0 : DMAPROBE_RUN_CONTINUE;
         run.nr_ops = nr;
         run.ops = reinterpret_cast<uintptr_t>(ops.data());
         if (ioctl(fd_of(session), DMAPROBE_RUN, &run) < 0) {
-            learn({.target = &target_of(DMAPROBE_NR_RUN), .session = session, .at = nullptr},
-                  errno);
+            learn({.target = &target_of(DMAPROBE_RUN), .session = session}, errno);
             return;
         }
         for (unsigned i = 0; i < nr && i < run.done; i++)
@@ -667,7 +710,7 @@ private:
 
             calls_[i] = make(i, session, any(), {});
             io_uring_sqe& sqe =
-                ring_.command(fd_of(session), calls_[i].target->op->command, calls_[i].at, i);
+                ring_.command(fd_of(session), calls_[i].target->op->command, calls_[i].given, i);
             if (random_.chance(8))
                 sqe.flags = IOSQE_ASYNC;
             if (random_.chance(64))
@@ -691,9 +734,9 @@ private:
         }
     }
 
-    const Target& target_of(unsigned number) const {
-        return *std::ranges::find(world_.targets, number,
-                                  [](const Target& t) { return t.op->number; });
+    const Target& target_of(unsigned long command) const {
+        return *std::ranges::find(world_.targets, command,
+                                  [](const Target& t) { return t.op->command; });
     }
 
     // --- around the calls ---
@@ -738,9 +781,10 @@ private:
         }
     }
 
-    // A new one in its place; the old one ends while others call it.
+    // A new one in its place, now and then one that may only look; the old one ends while
+    // others call it.
     void new_session() {
-        const Raw fresh = Raw::open(world_.bdf);
+        const Raw fresh = Raw::open(world_.bdf, random_.chance(16) ? O_RDONLY : O_RDWR);
         const unsigned session = random_.below(nr_sessions);
 
         if (!fresh)
@@ -791,6 +835,8 @@ private:
     World& world_;
     Random random_;
     Memory slots_;
+    Memory unwritable_slots_;
+    Memory edge_;
     Memory area_;
     Memory read_only_;
     Uring ring_;
@@ -860,7 +906,7 @@ protected:
             op.sample(live, target.sample.data());
             // Nothing bounces a dma-buf.
             target.works =
-                lacks(op, s).empty() && (op.number != DMAPROBE_NR_MAP_DMABUF || !s.bounces());
+                lacks(op, s).empty() && (op.command != DMAPROBE_MAP_DMABUF || !s.bounces());
             world.targets.push_back(std::move(target));
         }
     }
@@ -895,7 +941,7 @@ protected:
             slots.push_back(&callers.back()->slots());
         }
         world.own = descriptors();
-        for (const unsigned alone : {DMAPROBE_NR_SET_MASK, DMAPROBE_NR_SET_SEGMENTS})
+        for (const unsigned long alone : {DMAPROBE_SET_MASK, DMAPROBE_SET_SEGMENTS})
             callers[0]->alone(alone);
         reset_limits();
         threads.reserve(nr_threads);
@@ -941,8 +987,8 @@ protected:
         EXPECT_EQ(dma_in_use(bdf), "");
         Raw fresh = Raw::open(bdf);
         ASSERT_TRUE(fresh) << strerror(fresh.error());
-        dmaprobe_stats now = {};
-        dmaprobe_stats none = {};
+        dmaprobe_get_stats now = {};
+        dmaprobe_get_stats none = {};
         ASSERT_OK(fresh(now));
         none.size = now.size;
         EXPECT_EQ(memcmp(&now, &none, sizeof(now)), 0) << "a new session holds something";
@@ -963,7 +1009,7 @@ protected:
         EXPECT_OK(s.free(b));
     }
 
-    void tell(std::chrono::duration<double> took) {
+    void report(std::chrono::duration<double> took) {
         std::string line;
 
         for (const Target& t : world.targets)
@@ -992,7 +1038,7 @@ TEST_F(Fuzz, AllOps) {
         restart_deadline();
         ASSERT_NO_FATAL_FAILURE(round(number, std::min(calls, round_length), {}));
     }
-    tell(std::chrono::steady_clock::now() - start);
+    report(std::chrono::steady_clock::now() - start);
     expect_a_sound_machine();
     // What always fails, or never does, is not tested.
     const uint64_t some = std::min<uint64_t>(calls / 20'000, 20);
@@ -1020,7 +1066,7 @@ TEST_F(Fuzz, WhileTheDeviceGoes) {
             }
         }));
     ASSERT_TRUE(keep.restore());
-    tell(std::chrono::steady_clock::now() - start);
+    report(std::chrono::steady_clock::now() - start);
     expect_a_sound_machine();
 }
 

@@ -45,8 +45,8 @@ protected:
         return s.link(io.id, offset, b, buffer_offset, length, dir);
     }
 
-    dmaprobe_iova_state state() const {
-        dmaprobe_iova_state op = {};
+    dmaprobe_get_iova_state state() const {
+        dmaprobe_get_iova_state op = {};
 
         op.id = io.id;
         EXPECT_OK(s(op));
@@ -54,7 +54,7 @@ protected:
     }
 
     void expect_state(uint64_t linked, uint32_t links) const {
-        const dmaprobe_iova_state st = state();
+        const dmaprobe_get_iova_state st = state();
 
         EXPECT_EQ(st.use, 1u);
         EXPECT_EQ(st.addr, io.addr);
@@ -114,16 +114,117 @@ TEST_F(Iova, BadAllocs) {
     op.buffer_id = b.id;
     op.buffer_offset = b.length;
     EXPECT_ERRNO(s(op), EINVAL) << "an offset at the buffer's end";
-    for (const uint64_t length : {~uint64_t{0}, uint64_t{1} << 63, ~uint64_t{0} - g + 1}) {
-        op = {};
-        op.length = length;
-        EXPECT_ERRNO(s(op), EINVAL) << std::format("length {:#x}", length);
-    }
+    for (const uint64_t length :
+         {~uint64_t{0}, uint64_t{1} << 63, ~uint64_t{0} - g + 1, (uint64_t{1} << 62) + 1})
+        for (const uint32_t flags : {uint32_t{0}, uint32_t{DMAPROBE_IOVA_ALLOC_TRY}})
+            EXPECT_ERRNO(s.iova_alloc(op, length, flags), EINVAL)
+                << std::format("length {:#x}, flags {}", length, flags);
     // The space is as large as the mask at most, and that ends below 2^57.
-    op = {};
-    op.length = uint64_t{1} << 60;
-    EXPECT_ERRNO(s(op), ENOSPC);
+    for (const uint64_t length : {uint64_t{1} << 60, uint64_t{1} << 62})
+        EXPECT_ERRNO(s.iova_alloc(op, length), ENOSPC);
     EXPECT_OK(s.set_mask(0xffffffff)) << "a refused space holds the mask";
+}
+
+// An object for dma_iova_try_alloc()'s "no": nothing can be done with it but look and free.
+class IovaTry : public DeviceTest {
+protected:
+    void expect_no_space(const dmaprobe_iova_alloc& io) const {
+        const uint64_t page = page_size();
+        dmaprobe_get_iova_state state = {};
+        Buffer b;
+
+        EXPECT_NE(io.id, 0u);
+        EXPECT_EQ(io.addr, 0u);
+        EXPECT_EQ(s.stats().nr_iovas, 1u);
+        state.id = io.id;
+        state.use = 7;
+        state.addr = 7;
+        ASSERT_OK(s(state));
+        EXPECT_EQ(state.use, 0u);
+        EXPECT_EQ(state.addr, 0u);
+        EXPECT_EQ(state.linked, 0u);
+        EXPECT_EQ(state.nr_links, 0u);
+        EXPECT_EQ(state.bounced, 0u);
+        ASSERT_OK(s.alloc(b, page));
+        EXPECT_ERRNO(s.link(io.id, 0, b, 0, page), EOPNOTSUPP);
+        EXPECT_ERRNO(s.iova_sync(io.id, 0, page), EOPNOTSUPP);
+        EXPECT_ERRNO(s.unlink(io.id, 0, page), EOPNOTSUPP);
+        EXPECT_ERRNO(s.iova_destroy(io.id, 0), EOPNOTSUPP);
+        EXPECT_ERRNO(s.iova_destroy(io.id, page), EOPNOTSUPP);
+        EXPECT_ERRNO(s.destroy(io.id), ENOENT);
+        EXPECT_ERRNO(s.unmap(io.id), ENOENT);
+        EXPECT_OK(s.free(b)) << "a refused link holds the buffer";
+        EXPECT_OK(s.iova_free(io.id));
+        EXPECT_ERRNO(s.iova_free(io.id), ENOENT);
+        EXPECT_EQ(s.stats().nr_iovas, 0u);
+    }
+};
+
+TEST_F(IovaTry, SpaceThatThereIs) {
+    dmaprobe_iova_alloc io = {};
+
+    if (const auto why = s.missing(DMAPROBE_FEATURE_DMA_IOVA))
+        GTEST_SKIP() << *why;
+    if (!iommu)
+        GTEST_SKIP() << "no IOMMU translates for the device";
+    ASSERT_OK(s.iova_alloc(io, 2 * granule, DMAPROBE_IOVA_ALLOC_TRY));
+    EXPECT_NE(io.addr, 0u);
+    dmaprobe_get_iova_state state = {};
+    state.id = io.id;
+    ASSERT_OK(s(state));
+    EXPECT_EQ(state.use, 1u);
+    EXPECT_EQ(state.addr, io.addr);
+    Buffer b;
+    ASSERT_OK(s.alloc(b, page_size()));
+    ASSERT_OK(s.link(io.id, 0, b, 0, granule));
+    ASSERT_OK(s.iova_destroy(io.id, granule));
+}
+
+TEST_F(IovaTry, SpaceThatThereIsNot) {
+    dmaprobe_iova_alloc io = {};
+
+    // The kernel has no such call, nothing translates, or the mask is exhausted.
+    const bool some = iommu && !s.missing(DMAPROBE_FEATURE_DMA_IOVA);
+    ASSERT_OK(s.iova_alloc(io, some ? uint64_t{1} << 60 : page_size(), DMAPROBE_IOVA_ALLOC_TRY));
+    expect_no_space(io);
+    // As many as one likes, and they end with their session.
+    for (int i = 0; i < 100; i++)
+        ASSERT_OK(s.iova_alloc(io, uint64_t{1} << 60, DMAPROBE_IOVA_ALLOC_TRY));
+    ASSERT_OK(s.close());
+    s = Raw::open(bdf);
+    ASSERT_TRUE(s);
+    EXPECT_OK(s.set_mask(0xffffffff));
+}
+
+// One call links, syncs, unlinks or destroys a gigabyte at most.
+TEST_F(Iova, LongestRange) {
+    const uint64_t most = DMAPROBE_IOVA_RANGE_MAX;
+
+    EXPECT_EQ(most, uint64_t{1} << 30);
+    ASSERT_OK(s.set_mask(~uint64_t{0}));
+    if (const int err = s.iova_alloc(io, 2 * most)) {
+        EXPECT_ERRNO(err, ENOSPC);
+        GTEST_SKIP() << "the IOMMU has no 2 GiB of addresses left";
+    }
+    ASSERT_OK(link(0, 0, g));
+    for (const uint64_t length : {most + 1, most + g, 2 * most}) {
+        SCOPED_TRACE(std::format("length {:#x}", length));
+        EXPECT_ERRNO(link(g, 0, length), EINVAL);
+        EXPECT_ERRNO(s.iova_sync(io.id, 0, length), EINVAL);
+        EXPECT_ERRNO(s.unlink(io.id, 0, length), EINVAL);
+        EXPECT_ERRNO(s.iova_destroy(io.id, length), EINVAL);
+    }
+    // As long as may be, they find that it is not linked so far.
+    EXPECT_ERRNO(s.iova_sync(io.id, 0, most), ENXIO);
+    EXPECT_ERRNO(s.unlink(io.id, 0, most), ENXIO);
+    EXPECT_ERRNO(s.iova_destroy(io.id, most), ENXIO);
+    expect_state(g, 1);
+    // A link beyond the first gigabyte is as good as any.
+    ASSERT_OK(link(most + 3 * g, 5 * g, g));
+    ASSERT_OK(s.iova_sync(io.id, most + 3 * g, g));
+    expect_leads_to(io.addr + most + 3 * g, g, b, 5 * g);
+    ASSERT_OK(s.unlink(io.id, most + 3 * g, g));
+    ASSERT_OK(s.iova_destroy(io.id, g));
 }
 
 TEST_F(Iova, MaskIsHonoured) {
@@ -185,7 +286,7 @@ TEST_F(Iova, ScatteredPagesBecomeOneRange) {
     expect_state(pages.length, 16);
     ASSERT_OK(s.iova_sync(io.id, 0, pages.length));
     expect_leads_to(io.addr, pages.length, pages, 0);
-    ASSERT_OK(s.destroy(io.id, pages.length));
+    ASSERT_OK(s.iova_destroy(io.id, pages.length));
     expect_hole(io.addr, pages.length);
     EXPECT_OK(s.free(pages));
 }
@@ -315,7 +416,7 @@ TEST_F(Iova, LastGranuleIsMappedInFull) {
     ASSERT_OK(link(0, 8 * g, g + 1));
     expect_leads_to(io.addr, 2 * g, b, 8 * g);
     expect_hole(io.addr + 2 * g, 2 * g);
-    ASSERT_OK(s.destroy(io.id, g + 1));
+    ASSERT_OK(s.iova_destroy(io.id, g + 1));
     expect_hole(io.addr, 4 * g);
 }
 
@@ -352,9 +453,9 @@ TEST_F(Iova, SameMemoryTwice) {
     expect_leads_to(one.addr, 2 * g, b, 0);
     expect_leads_to(one.addr + 2 * g, 2 * g, b, 0);
     expect_leads_to(io.addr, 2 * g, b, 0);
-    EXPECT_OK(s.destroy(io.id, 2 * g));
+    EXPECT_OK(s.iova_destroy(io.id, 2 * g));
     EXPECT_ERRNO(s.free(b), EBUSY);
-    EXPECT_OK(s.destroy(one.id, 4 * g));
+    EXPECT_OK(s.iova_destroy(one.id, 4 * g));
     EXPECT_OK(s.free(b));
 }
 
@@ -381,7 +482,7 @@ TEST_F(Iova, UnalignedFirstLink) {
     ASSERT_OK(s.unlink(io.id, 0, g - skew));
     expect_hole(first(), g);
     ASSERT_OK(link(0, 11 * g + skew, g - skew));
-    ASSERT_OK(s.destroy(io.id, 3 * g - skew + 10));
+    ASSERT_OK(s.iova_destroy(io.id, 3 * g - skew + 10));
     expect_hole(first(), span());
 }
 
@@ -391,7 +492,7 @@ TEST_F(Iova, UnalignedFirstAndOnlyLink) {
     expect_state(100, 1);
     expect_leads_to(io.addr, 100, b, 7);
     ASSERT_OK(s.iova_sync(io.id, 0, 100));
-    ASSERT_OK(s.destroy(io.id, 100));
+    ASSERT_OK(s.iova_destroy(io.id, 100));
     expect_hole(first(), span());
 }
 
@@ -477,28 +578,28 @@ TEST_F(Iova, UnlinkOfAnUnalignedEnd) {
 
 TEST_F(Iova, Destroy) {
     space(8);
-    EXPECT_ERRNO(s.destroy(io.id, g), ENXIO) << "nothing is linked";
+    EXPECT_ERRNO(s.iova_destroy(io.id, g), ENXIO) << "nothing is linked";
     ASSERT_OK(link(0, 0, 2 * g));
     ASSERT_OK(link(2 * g, 8 * g, 2 * g));
-    EXPECT_ERRNO(s.destroy(io.id, 0), EBUSY) << "all links lie beyond";
-    EXPECT_ERRNO(s.destroy(io.id, 2 * g), EBUSY) << "a link lies beyond";
-    EXPECT_ERRNO(s.destroy(io.id, g), EINVAL) << "cuts through the first link";
-    EXPECT_ERRNO(s.destroy(io.id, 3 * g), EINVAL) << "cuts through the second link";
-    EXPECT_ERRNO(s.destroy(io.id, 4 * g - 1), EINVAL);
-    EXPECT_ERRNO(s.destroy(io.id, 4 * g + 1), ENXIO) << "a hole at the end";
-    EXPECT_ERRNO(s.destroy(io.id, 8 * g), ENXIO) << "a hole at the end";
-    EXPECT_ERRNO(s.destroy(io.id, 8 * g + 1), EINVAL) << "leaves the space";
-    EXPECT_ERRNO(s.destroy(io.id, ~uint64_t{0}), EINVAL);
-    EXPECT_ERRNO(s.destroy(io.id, 4 * g, to_device), EINVAL) << "another direction";
+    EXPECT_ERRNO(s.iova_destroy(io.id, 0), EBUSY) << "all links lie beyond";
+    EXPECT_ERRNO(s.iova_destroy(io.id, 2 * g), EBUSY) << "a link lies beyond";
+    EXPECT_ERRNO(s.iova_destroy(io.id, g), EINVAL) << "cuts through the first link";
+    EXPECT_ERRNO(s.iova_destroy(io.id, 3 * g), EINVAL) << "cuts through the second link";
+    EXPECT_ERRNO(s.iova_destroy(io.id, 4 * g - 1), EINVAL);
+    EXPECT_ERRNO(s.iova_destroy(io.id, 4 * g + 1), ENXIO) << "a hole at the end";
+    EXPECT_ERRNO(s.iova_destroy(io.id, 8 * g), ENXIO) << "a hole at the end";
+    EXPECT_ERRNO(s.iova_destroy(io.id, 8 * g + 1), EINVAL) << "leaves the space";
+    EXPECT_ERRNO(s.iova_destroy(io.id, ~uint64_t{0}), EINVAL);
+    EXPECT_ERRNO(s.iova_destroy(io.id, 4 * g, to_device), EINVAL) << "another direction";
     expect_state(4 * g, 2);
     expect_extents({{io.addr, 2 * g, DMAPROBE_EXTENT_BUFFER, b.id, 0},
                     {io.addr + 2 * g, 2 * g, DMAPROBE_EXTENT_BUFFER, b.id, 8 * g},
                     {.iova = io.addr + 4 * g, .length = 4 * g}},
                    io.addr, 8 * g);
-    // Less than the space is linked, and all of that is told.
-    ASSERT_OK(s.destroy(io.id, 4 * g));
+    // Less than the space is linked, and all of that is named.
+    ASSERT_OK(s.iova_destroy(io.id, 4 * g));
     expect_hole(io.addr, 8 * g);
-    EXPECT_ERRNO(s.destroy(io.id, 4 * g), ENOENT) << "destroyed twice";
+    EXPECT_ERRNO(s.iova_destroy(io.id, 4 * g), ENOENT) << "destroyed twice";
     EXPECT_ERRNO(s.iova_free(io.id), ENOENT) << "freed after it was destroyed";
     EXPECT_OK(s.free(b));
     EXPECT_OK(s.set_mask(0xffffffff));
@@ -508,17 +609,17 @@ TEST_F(Iova, DestroyWithAHole) {
     space(8);
     ASSERT_OK(link(0, 0, 2 * g));
     ASSERT_OK(link(4 * g, 8 * g, 4 * g));
-    EXPECT_ERRNO(s.destroy(io.id, 8 * g), ENXIO);
-    EXPECT_ERRNO(s.destroy(io.id, 4 * g), ENXIO) << "a hole below, a link beyond";
+    EXPECT_ERRNO(s.iova_destroy(io.id, 8 * g), ENXIO);
+    EXPECT_ERRNO(s.iova_destroy(io.id, 4 * g), ENXIO) << "a hole below, a link beyond";
     expect_state(6 * g, 2);
     // A hole at the start.
     ASSERT_OK(s.unlink(io.id, 0, 2 * g));
-    EXPECT_ERRNO(s.destroy(io.id, 8 * g), ENXIO);
-    EXPECT_ERRNO(s.destroy(io.id, 0), EBUSY);
+    EXPECT_ERRNO(s.iova_destroy(io.id, 8 * g), ENXIO);
+    EXPECT_ERRNO(s.iova_destroy(io.id, 0), EBUSY);
     expect_leads_to(io.addr + 4 * g, 4 * g, b, 8 * g);
     // Filled, it can be destroyed.
     ASSERT_OK(link(0, 0, 4 * g));
-    ASSERT_OK(s.destroy(io.id, 8 * g));
+    ASSERT_OK(s.iova_destroy(io.id, 8 * g));
     expect_hole(io.addr, 8 * g);
 }
 
@@ -527,10 +628,10 @@ TEST_F(Iova, DestroyOfMixedDirections) {
     ASSERT_OK(link(0, 0, 2 * g, to_device));
     ASSERT_OK(link(2 * g, 2 * g, 2 * g, from_device));
     for (const uint32_t dir : {bidirectional, to_device, from_device})
-        EXPECT_ERRNO(s.destroy(io.id, 4 * g, dir), EINVAL) << "direction " << dir;
+        EXPECT_ERRNO(s.iova_destroy(io.id, 4 * g, dir), EINVAL) << "direction " << dir;
     expect_state(4 * g, 2);
     ASSERT_OK(s.unlink(io.id, 2 * g, 2 * g, from_device));
-    ASSERT_OK(s.destroy(io.id, 2 * g, to_device));
+    ASSERT_OK(s.iova_destroy(io.id, 2 * g, to_device));
     expect_hole(io.addr, 4 * g);
 }
 
@@ -562,7 +663,7 @@ TEST_F(Iova, MixedSizesComeAndGo) {
     for (const size_t i : {size_t{0}, size_t{2}, size_t{4}, size_t{5}})
         expect_leads_to(io.addr + first[i].at * g, first[i].granules * g, b, first[i].from * g);
     expect_state(32 * g, 9);
-    ASSERT_OK(s.destroy(io.id, 32 * g));
+    ASSERT_OK(s.iova_destroy(io.id, 32 * g));
     expect_hole(io.addr, 32 * g);
     EXPECT_OK(s.free(b));
 }
@@ -570,7 +671,7 @@ TEST_F(Iova, MixedSizesComeAndGo) {
 TEST_F(Iova, DestroyOfNothing) {
     for (const uint32_t dir : {bidirectional, to_device, from_device}) {
         space(4);
-        ASSERT_OK(s.destroy(io.id, 0, dir));
+        ASSERT_OK(s.iova_destroy(io.id, 0, dir));
         EXPECT_ERRNO(s.iova_free(io.id), ENOENT);
     }
     EXPECT_OK(s.set_mask(0xffffffff));
@@ -622,7 +723,7 @@ TEST_F(Iova, NeighboursOfLargeLinks) {
                     {io.addr + 2 * large, 2 * large, DMAPROBE_EXTENT_BUFFER, big.id, 0}},
                    io.addr, 4 * large);
     ASSERT_OK(s.link(io.id, large, big, 0, large));
-    ASSERT_OK(s.destroy(io.id, 4 * large));
+    ASSERT_OK(s.iova_destroy(io.id, 4 * large));
     expect_hole(io.addr, 4 * large);
 }
 
@@ -650,7 +751,7 @@ TEST_F(Iova, ManySpacesComeAndGo) {
             ASSERT_OK(link(i * g, i * g, g));
         ASSERT_OK(s.iova_sync(io.id, 0, n * g));
         expect_leads_to(io.addr, n * g, b, 0);
-        ASSERT_OK(s.destroy(io.id, n * g));
+        ASSERT_OK(s.iova_destroy(io.id, n * g));
     }
     EXPECT_OK(s.free(b));
 }
@@ -661,7 +762,7 @@ class IovaLacking : public DeviceTest {};
 TEST_F(IovaLacking, AllocSaysSo) {
     dmaprobe_iova_alloc op = {};
 
-    if (!s.missing("dma_iova_try_alloc") && s.translated())
+    if (!s.missing(DMAPROBE_FEATURE_DMA_IOVA) && s.translated())
         GTEST_SKIP() << "this kernel and this domain have dma_iova_try_alloc()";
     EXPECT_ERRNO(s.iova_alloc(op, page_size()), EOPNOTSUPP);
     EXPECT_OK(s.set_mask(0xffffffff));

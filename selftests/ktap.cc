@@ -96,7 +96,7 @@ public:
         put(with_prefix("# ", std::format("{}:{}: {}\n", file ? file : "(no file)",
                                           part.line_number(), part.message())));
         // A failure of a suite's or the program's own set-up or tear-down has no
-        // result line; the exit code tells it.
+        // result line; the exit code says it.
         if (!in_test_)
             put("# (outside of any test)\n");
     }

@@ -77,7 +77,7 @@ protected:
 
     // A range of the device's address space, or nothing when none can be had here.
     std::optional<dp::IovaSpace> space(uint64_t length) {
-        auto made = dp::IovaSpace::try_alloc(*session, Size(length));
+        auto made = dp::IovaSpace::alloc(*session, Size(length));
 
         if (!made) {
             EXPECT_FAILS(made, EOPNOTSUPP);
@@ -96,15 +96,22 @@ INSTANTIATE_TEST_SUITE_P(By, Library, testing::Values(Transport::ioctl, Transpor
 TEST_P(Library, Session) {
     EXPECT_EQ(session->transport(), GetParam());
     EXPECT_WORKS(session->nop());
-    const auto version = session->version();
-    ASSERT_WORKS(version);
-    EXPECT_EQ(version->abi, uint32_t{DMAPROBE_ABI_VERSION});
+    const auto info = session->info();
+    ASSERT_WORKS(info);
+    EXPECT_EQ(info->abi_version, uint32_t{DMAPROBE_ABI_VERSION});
+    EXPECT_EQ(info->dma_iova, !s.missing(DMAPROBE_FEATURE_DMA_IOVA));
+    EXPECT_EQ(info->map_phys, !s.missing(DMAPROBE_FEATURE_MAP_PHYS));
+    EXPECT_EQ(static_cast<uint64_t>(info->attrs), s.info().attrs);
     const auto calls = session->calls();
     ASSERT_WORKS(calls);
-    EXPECT_EQ(calls->size(), version->nr_calls);
+    EXPECT_EQ(calls->size(), dp::kernel_calls(*info).size());
+    const auto call = session->find_call("dma_map_phys");
+    ASSERT_WORKS(call);
+    EXPECT_EQ(call->status, info->map_phys ? dp::CallStatus::offered : dp::CallStatus::missing);
+    EXPECT_FAILS(session->find_call("dma_map_everything"), ENOENT);
     const auto limits = session->limits();
     ASSERT_WORKS(limits);
-    const dmaprobe_limits raw = s.limits();
+    const dmaprobe_get_limits raw = s.limits();
     EXPECT_EQ(limits->dma_mask, raw.dma_mask);
     EXPECT_EQ(limits->cache_alignment, Size(raw.cache_alignment));
     EXPECT_EQ(limits->can_mmap, (raw.props & DMAPROBE_DEVICE_CAN_MMAP) != 0);
@@ -252,6 +259,50 @@ TEST_P(Library, Mapping) {
         EOPNOTSUPP);
 }
 
+// It is unmapped with the attributes it was mapped with, and can copy or not as it likes.
+TEST_P(Library, UnmapAttributes) {
+    const dp::Buffer b = contiguous(page);
+    for (const Attr attrs : {Attr::none, Attr::weak_ordering}) {
+        for (int way = 0; way < 3; way++) {
+            auto m = dp::Mapping::map(b, MapKind::page, Size(), Size(page),
+                                      Direction::bidirectional, attrs);
+            ASSERT_WORKS(m);
+            EXPECT_EQ(m->attrs(), attrs);
+            EXPECT_FAILS(m->unmap(attrs | Attr::privileged), EINVAL);
+            EXPECT_EQ(session->stats()->nr_mappings, 1u) << "it stays mapped";
+            if (way == 0) {
+                EXPECT_WORKS(m->unmap());
+            } else if (way == 1) {
+                EXPECT_WORKS(m->unmap(attrs | Attr::skip_cpu_sync));
+            } // else by its destructor
+        }
+    }
+    dp::Run run(*session);
+    const auto mapping = run.map(b, MapKind::page, Size(), Size(page), Direction::bidirectional,
+                                 Attr::weak_ordering);
+    run.unmap(mapping, Attr::weak_ordering);
+    EXPECT_WORKS(run.execute());
+    EXPECT_EQ(session->stats()->nr_mappings, 0u);
+}
+
+// What else is mmapped of it holds a buffer, which then stays as it was.
+TEST_P(Library, BufferThatIsMmappedTwice) {
+    auto b = dp::Buffer::contiguous(*session, Size(2 * page));
+    ASSERT_WORKS(b);
+    b->bytes()[3] = std::byte{42};
+    // The module's offset of an object is made of its id.
+    void* at = mmap(nullptr, page, PROT_READ, MAP_SHARED, session->fd(),
+                    static_cast<off_t>(uint64_t{b->id()} << 32));
+    ASSERT_NE(at, MAP_FAILED) << strerror(errno);
+    Memory second(at, page);
+    EXPECT_FAILS(b->close(), EBUSY);
+    ASSERT_EQ(b->bytes().size(), 2 * page);
+    EXPECT_EQ(b->bytes()[3], std::byte{42});
+    EXPECT_EQ(second.data()[3], std::byte{42});
+    second.unmap();
+    EXPECT_WORKS(b->close());
+}
+
 TEST_P(Library, Lists) {
     auto scattered = dp::Buffer::scattered(*session, Size(8 * page));
     ASSERT_WORKS(scattered);
@@ -318,7 +369,7 @@ TEST_P(Library, IovaSpace) {
     EXPECT_FAILS(made->unlink(Size(), Size(page), Direction::to_device), EINVAL);
     ASSERT_WORKS(made->unlink(Size(), Size(page), Direction::to_device, Attr::weak_ordering));
 
-    if (const auto why = s.missing("dma_map_phys"); why) {
+    if (const auto why = s.missing(DMAPROBE_FEATURE_MAP_PHYS); why) {
         EXPECT_FAILS(made->link_bar(0, Size(), Size(), Size(page), Direction::bidirectional),
                      EOPNOTSUPP);
     } else {
@@ -331,6 +382,30 @@ TEST_P(Library, IovaSpace) {
     auto another = space(page);
     ASSERT_TRUE(another);
     ASSERT_WORKS(another->link(b, Size(), Size(), Size(page), Direction::to_device));
+}
+
+// Trying makes an object in any case.
+TEST_P(Library, IovaSpaceThatIsTried) {
+    const bool some = s.translated() && !s.missing(DMAPROBE_FEATURE_DMA_IOVA);
+    auto tried = dp::IovaSpace::try_alloc(*session, Size(page));
+    ASSERT_WORKS(tried);
+    EXPECT_EQ(tried->use(), some);
+    EXPECT_EQ(tried->state()->use, tried->use());
+    const dp::Buffer b = contiguous(page);
+    if (tried->use()) {
+        EXPECT_WORKS(tried->link(b, Size(), Size(), Size(page), Direction::to_device));
+        EXPECT_WORKS(tried->unlink(Size(), Size(page), Direction::to_device));
+    } else {
+        EXPECT_FAILS(tried->link(b, Size(), Size(), Size(page), Direction::to_device), EOPNOTSUPP);
+        EXPECT_EQ(tried->addr(), dp::Iova());
+    }
+    EXPECT_WORKS(tried->free());
+    // More than there is: by its destructor.
+    const auto huge = dp::IovaSpace::try_alloc(*session, Size(uint64_t{1} << 60));
+    ASSERT_WORKS(huge);
+    EXPECT_FALSE(huge->use());
+    EXPECT_FAILS(dp::IovaSpace::alloc(*session, Size(uint64_t{1} << 60)),
+                 some ? ENOSPC : EOPNOTSUPP);
 }
 
 TEST_P(Library, Allocations) {
@@ -481,15 +556,15 @@ TEST_P(Library, RunOfASequence) {
     run.sync_for_cpu(mapping, Size(), Size(64));
     run.unmap(mapping);
     run.read(buffer, Size(), seen);
-    run.buffer_free(buffer);
+    run.destroy(buffer);
     const auto pool = run.pool_create(Size(32));
     const auto block = run.pool_alloc(pool);
     run.write(block, Size(), std::span(bytes).first(32));
-    run.pool_free(block);
-    run.pool_destroy(pool);
+    run.destroy(block);
+    run.destroy(pool);
     const auto alloc = run.alloc(dp::AllocKind::noncoherent, Size(page));
     run.sync_for_device(alloc, Size(), Size(page));
-    run.alloc_free(alloc);
+    run.destroy(alloc);
 
     // Again and again; what it names is what it has made this time.
     for (int i = 0; i < 3; i++) {
@@ -515,7 +590,7 @@ TEST_P(Library, RunOfLinks) {
     for (size_t i = 0; i < 4; i++)
         run.iova_link(iova, *b, Size(i * page), Size(i * page), Size(page), Direction::to_device);
     run.iova_sync(iova, Size(), Size(4 * page));
-    auto& state = run.add<dmaprobe_iova_state>(DMAPROBE_IOVA_STATE, "iova_state");
+    auto& state = run.add<dmaprobe_get_iova_state>(DMAPROBE_GET_IOVA_STATE, "iova_state");
     state.id = DMAPROBE_RUN_ID(static_cast<uint32_t>(iova.call()));
     run.iova_unlink(iova, Size(page), Size(page), Direction::to_device);
     run.iova_link(iova, *b, Size(page), Size(page), Size(page), Direction::to_device);

@@ -46,7 +46,7 @@ protected:
         DeviceTest::SetUp();
         if (IsSkipped() || HasFatalFailure())
             return;
-        has_iova = iommu && !s.missing("dma_iova_try_alloc");
+        has_iova = iommu && !s.missing(DMAPROBE_FEATURE_DMA_IOVA);
         void* at = mmap(nullptr, sizeof(*ranges), PROT_READ | PROT_WRITE,
                         MAP_SHARED | MAP_ANONYMOUS, -1, 0);
         ASSERT_NE(at, MAP_FAILED);
@@ -105,7 +105,7 @@ protected:
 
         entries.reserve(pages.length / page_size());
         for (uint64_t at = 0; at < pages.length; at += page_size())
-            entries.push_back({pages.id, 0, at, page_size()});
+            entries.push_back({at, page_size(), pages.id, 0});
         if (const int err = session.map_sg(list, entries))
             return err;
         if (const int err = session.segments(segments, list.id))
@@ -260,10 +260,10 @@ TEST_F(Lifecycle, SessionsAreSeparate) {
     map.buffer_id = mine.id;
     map.length = page;
     ASSERT_OK(s(map));
+    m2.unmap();
     EXPECT_OK(other.free(theirs)) << "held by another session's mapping";
     EXPECT_ERRNO(other.unmap(map.id), ENOENT);
     EXPECT_ERRNO(other.set_mask(0xffffffff), EBUSY) << "the mask is the device's";
-    m2.unmap();
     ASSERT_OK(other.close());
     if (iommu)
         expect_leads_to(map.dma_addr, page, mine, 0);
@@ -271,7 +271,7 @@ TEST_F(Lifecycle, SessionsAreSeparate) {
 }
 
 TEST_F(Lifecycle, MasksComeBackWithTheLastClose) {
-    const dmaprobe_limits bound = s.limits();
+    const dmaprobe_get_limits bound = s.limits();
     Raw other = Raw::open(bdf);
 
     ASSERT_TRUE(other);
@@ -310,20 +310,18 @@ TEST_F(Unbind, WithAllLive) {
         << "the node is still there";
 
     for (const Raw* gone : {&s, &other}) {
-        dmaprobe_version version = {};
-        dmaprobe_call one_call = {};
-        dmaprobe_limits limits = {};
-        dmaprobe_domain domain = {};
+        dmaprobe_get_info info = {};
+        dmaprobe_get_limits limits = {};
+        dmaprobe_get_domain domain = {};
         dmaprobe_enable enable = {};
         dmaprobe_map map = {};
         dmaprobe_sync sync = {};
         dmaprobe_iova_alloc iova = {};
-        dmaprobe_iova_state state = {};
+        dmaprobe_get_iova_state state = {};
         std::vector<Extent> extents;
         Buffer next;
 
-        EXPECT_ERRNO((*gone)(version), ENODEV);
-        EXPECT_ERRNO((*gone)(one_call), ENODEV);
+        EXPECT_ERRNO((*gone)(info), ENODEV);
         EXPECT_ERRNO((*gone)(limits), ENODEV);
         EXPECT_ERRNO((*gone)(domain), ENODEV);
         EXPECT_ERRNO(gone->set_mask(0xffffffff), ENODEV);
@@ -345,7 +343,7 @@ TEST_F(Unbind, WithAllLive) {
             EXPECT_ERRNO(gone->link(id, 0, b, 0, page), ENODEV);
             EXPECT_ERRNO(gone->iova_sync(id, 0, page), ENODEV);
             EXPECT_ERRNO(gone->unlink(id, 0, page), ENODEV);
-            EXPECT_ERRNO(gone->destroy(id, page), ENODEV);
+            EXPECT_ERRNO(gone->iova_destroy(id, page), ENODEV);
             state.id = id;
             EXPECT_ERRNO((*gone)(state), ENODEV);
         }
@@ -354,7 +352,7 @@ TEST_F(Unbind, WithAllLive) {
         EXPECT_FALSE(gone->mmap(b));
         EXPECT_ERRNO(errno, ENODEV);
         // What is no command is none without a device, too.
-        EXPECT_ERRNO(submit(gone->fd(), _IO(DMAPROBE_IOC_MAGIC, 255), &version), ENOTTY);
+        EXPECT_ERRNO(submit(gone->fd(), _IO(DMAPROBE_IOC_MAGIC, 255), &info), ENOTTY);
     }
 
     EXPECT_TRUE(std::ranges::all_of(m.bytes(), [](std::byte x) { return x == std::byte{0x42}; }))
@@ -376,8 +374,8 @@ TEST_F(Unbind, EveryCommand) {
     std::vector<std::pair<const Op*, std::vector<std::byte>>> calls;
 
     for (const Op& op : ops()) {
-        // A run tells it of each of its calls.
-        if (op.number == DMAPROBE_NR_RUN || !lacks(op, s).empty())
+        // A run reports it for each of its calls.
+        if (op.command == DMAPROBE_RUN || !lacks(op, s).empty())
             continue;
         std::vector<std::byte>& call = calls.emplace_back(&op, op.size).second;
         op.sample(live, call.data());
@@ -402,11 +400,11 @@ TEST_F(Unbind, OldSessionStaysDead) {
     ASSERT_EQ(driver_of(bdf), driver_name);
     Raw fresh = Raw::open(bdf);
     ASSERT_TRUE(fresh) << strerror(fresh.error());
-    dmaprobe_version version = {};
-    EXPECT_ERRNO(s(version), ENODEV);
-    EXPECT_OK(fresh(version));
+    dmaprobe_get_info info = {};
+    EXPECT_ERRNO(s(info), ENODEV);
+    EXPECT_OK(fresh(info));
     EXPECT_OK(s.close());
-    EXPECT_OK(fresh(version)) << "the old session's close took the new one along";
+    EXPECT_OK(fresh(info)) << "the old session's close took the new one along";
     EXPECT_OK(fresh.set_mask(0xffffffff));
 }
 
@@ -463,12 +461,12 @@ TEST_F(Unbind, ModuleStaysWhileASessionIsOpen) {
         GTEST_SKIP() << "dmaprobe is built into the kernel";
     EXPECT_ERRNO(remove_module(driver_name), EAGAIN) << "removed while in use";
     EXPECT_TRUE(module_loaded());
-    dmaprobe_version version = {};
-    EXPECT_OK(s(version));
+    dmaprobe_get_info info = {};
+    EXPECT_OK(s(info));
     // Nor while a session is open whose device is gone.
     ASSERT_OK(unbind_driver(bdf));
     EXPECT_ERRNO(remove_module(driver_name), EAGAIN) << "removed while in use";
-    EXPECT_ERRNO(s(version), ENODEV);
+    EXPECT_ERRNO(s(info), ENODEV);
 }
 
 TEST_F(Unbind, ModuleComesBack) {
@@ -533,12 +531,12 @@ TEST_F(Lifecycle, ThreadsOnTheSameIds) {
                 if (!allowed(err))
                     odd[3] = err;
                 std::vector<dmaprobe_segment> segments;
-                const int told = s.segments(segments, id);
-                if (!allowed(told) && told != EPROTO) // another one by now
-                    odd[1] = told;
+                const int asked = s.segments(segments, id);
+                if (!allowed(asked) && asked != EPROTO) // another one by now
+                    odd[1] = asked;
                 if (i % 8 == 0) {
-                    const dmaprobe_sg_entry entries[] = {{b.id, 0, 0, page / 2},
-                                                         {b.id, 0, page / 2, page / 2}};
+                    const dmaprobe_sg_entry entries[] = {{0, page / 2, b.id, 0},
+                                                         {page / 2, page / 2, b.id, 0}};
                     dmaprobe_map_sg list = {};
 
                     err = s.map_sg(list, entries);
@@ -627,7 +625,7 @@ TEST_F(LifecycleIova, ThreadsOnOneSpace) {
         EXPECT_OK(s.iova_sync(io.id, at, g));
         links++;
     }
-    dmaprobe_iova_state state = {};
+    dmaprobe_get_iova_state state = {};
     state.id = io.id;
     ASSERT_OK(s(state));
     EXPECT_EQ(state.nr_links, links);

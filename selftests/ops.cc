@@ -2,6 +2,7 @@
 
 #include "ops.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <ostream>
 #include <type_traits>
@@ -111,40 +112,27 @@ uint32_t Live::live(Kind kind) {
 }
 
 uint32_t Live::freed(Kind kind) {
-    Buffer b;
     uint32_t id = no_such_id;
 
     buffer();
-    if (kind == Kind::alloc) {
-        dmaprobe_alloc_free op = {};
+    switch (kind) {
+    case Kind::buffer: {
+        Buffer b;
 
-        EXPECT_OK(make_alloc(id));
-        op.id = id;
-        EXPECT_OK(s(op));
-        return id;
-    }
-    if (kind == Kind::pool) {
-        dmaprobe_pool_destroy op = {};
-
-        EXPECT_OK(make_pool(id));
-        op.id = id;
-        EXPECT_OK(s(op));
-        return id;
-    }
-    if (kind == Kind::block) {
-        dmaprobe_pool_free op = {};
-
-        EXPECT_OK(make_block(id));
-        op.id = id;
-        EXPECT_OK(s(op));
-        return id;
-    }
-    if (kind == Kind::buffer) {
         EXPECT_OK(s.alloc(b, length));
-        EXPECT_OK(s.free(b));
-        return b.id;
+        id = b.id;
+        break;
     }
-    if (kind == Kind::mapping) {
+    case Kind::alloc:
+        EXPECT_OK(make_alloc(id));
+        break;
+    case Kind::pool:
+        EXPECT_OK(make_pool(id));
+        break;
+    case Kind::block:
+        EXPECT_OK(make_block(id));
+        break;
+    case Kind::mapping: {
         dmaprobe_map op = {};
 
         op.kind = DMAPROBE_MAP_PAGE;
@@ -154,12 +142,17 @@ uint32_t Live::freed(Kind kind) {
         EXPECT_OK(s.unmap(op.id));
         return op.id;
     }
-    dmaprobe_iova_alloc op = {};
+    case Kind::iova: {
+        dmaprobe_iova_alloc op = {};
 
-    if (s.iova_alloc(op, length))
-        return no_such_id;
-    EXPECT_OK(s.iova_free(op.id));
-    return op.id;
+        if (s.iova_alloc(op, length))
+            return no_such_id;
+        EXPECT_OK(s.iova_free(op.id));
+        return op.id;
+    }
+    }
+    EXPECT_OK(s.destroy(id));
+    return id;
 }
 
 int Live::make_alloc(uint32_t& id) const {
@@ -232,19 +225,15 @@ const std::vector<Op>& ops() {
     static const std::vector<Op> list = [] {
         std::vector<Op> all;
         {
-            using T = struct dmaprobe_version;
-            all.push_back(of<T>({.min_size = 16, .answers = true}, [](Live&, T&) {}));
+            using T = struct dmaprobe_get_info;
+            all.push_back(of<T>({.min_size = 24, .answers = true}, [](Live&, T&) {}));
         }
         {
-            using T = struct dmaprobe_call;
-            all.push_back(of<T>({.min_size = 152, .answers = true}, [](Live&, T&) {}));
+            using T = struct dmaprobe_get_limits;
+            all.push_back(of<T>({.min_size = 96, .answers = true}, [](Live&, T&) {}));
         }
         {
-            using T = struct dmaprobe_limits;
-            all.push_back(of<T>({.min_size = 88, .answers = true}, [](Live&, T&) {}));
-        }
-        {
-            using T = struct dmaprobe_domain;
+            using T = struct dmaprobe_get_domain;
             all.push_back(of<T>({.min_size = 112, .pointers = {{AT(regions)}}, .answers = true},
                                 [](Live& live, T& t) {
                                     t.nr_regions = 16;
@@ -268,7 +257,7 @@ const std::vector<Op>& ops() {
         }
         {
             using T = struct dmaprobe_buffer_alloc;
-            all.push_back(of<T>({.min_size = 32,
+            all.push_back(of<T>({.min_size = 48,
                                  .flags = DMAPROBE_BUFFER_NODE,
                                  .enums = {{AT(kind), 3}},
                                  .answers = true,
@@ -276,30 +265,36 @@ const std::vector<Op>& ops() {
                                 [](Live& live, T& t) { t.length = live.length; }));
         }
         {
-            using T = struct dmaprobe_buffer_free;
+            using T = struct dmaprobe_destroy;
             all.push_back(of<T>(
-                {.min_size = 16, .reserved = {AT(__reserved)}, .ids = {{AT(id), Kind::buffer}}},
+                {.min_size = 16,
+                 .reserved = {AT(__reserved)},
+                 .ids = {{AT(id), Kind::buffer, false, {Kind::alloc, Kind::pool, Kind::block}}}},
                 [](Live& live, T& t) { t.id = live.buffer(); }));
         }
         {
             using T = struct dmaprobe_map;
-            all.push_back(of<T>({.min_size = 64,
-                                 .reserved = {AT(__reserved)},
-                                 .attrs = {{AT(attrs), DMAPROBE_MAP_ATTRS}},
-                                 .ids = {{AT(buffer_id), Kind::buffer}},
-                                 .enums = {{AT(kind), 3}, {AT(dir), 3}},
-                                 .answers = true,
-                                 .makes = IdField{AT(id), Kind::mapping}},
-                                [](Live& live, T& t) {
-                                    t.buffer_id = live.buffer();
-                                    t.length = live.length;
-                                }));
+            all.push_back(
+                of<T>({.min_size = 64,
+                       .reserved = {AT(__reserved)},
+                       .attrs = {{AT(attrs), DMAPROBE_MAP_ATTRS | DMAPROBE_ATTR_CC_SHARED}},
+                       .ids = {{AT(buffer_id), Kind::buffer}},
+                       .enums = {{AT(kind), 3}, {AT(dir), 3}},
+                       .answers = true,
+                       .makes = IdField{AT(id), Kind::mapping}},
+                      [](Live& live, T& t) {
+                          t.buffer_id = live.buffer();
+                          t.length = live.length;
+                      }));
         }
         {
             using T = struct dmaprobe_unmap;
-            all.push_back(of<T>(
-                {.min_size = 16, .reserved = {AT(__reserved)}, .ids = {{AT(id), Kind::mapping}}},
-                [](Live& live, T& t) { t.id = live.mapping(); }));
+            // Those of the mapping, which has none; this one may differ.
+            all.push_back(of<T>({.min_size = 24,
+                                 .reserved = {AT(__reserved)},
+                                 .attrs = {{AT(attrs), DMAPROBE_ATTR_SKIP_CPU_SYNC}},
+                                 .ids = {{AT(id), Kind::mapping}}},
+                                [](Live& live, T& t) { t.id = live.mapping(); }));
         }
         {
             using T = struct dmaprobe_sync;
@@ -314,6 +309,7 @@ const std::vector<Op>& ops() {
         {
             using T = struct dmaprobe_iova_alloc;
             all.push_back(of<T>({.min_size = 40,
+                                 .flags = DMAPROBE_IOVA_ALLOC_TRY,
                                  .ids = {{AT(buffer_id), Kind::buffer, true}},
                                  .answers = true,
                                  .makes = IdField{AT(id), Kind::iova},
@@ -381,7 +377,7 @@ const std::vector<Op>& ops() {
                                 }));
         }
         {
-            using T = struct dmaprobe_iova_state;
+            using T = struct dmaprobe_get_iova_state;
             all.push_back(of<T>({.min_size = 48,
                                  .ids = {{AT(id), Kind::iova}},
                                  .answers = true,
@@ -425,10 +421,10 @@ const std::vector<Op>& ops() {
                                  .answers = true,
                                  .makes = IdField{AT(id), Kind::mapping}},
                                 [](Live& live, T& t) {
-                                    const dmaprobe_sg_entry entry = {.buffer_id = live.buffer(),
-                                                                     .__reserved = 0,
-                                                                     .offset = 0,
-                                                                     .length = live.length};
+                                    const dmaprobe_sg_entry entry = {.offset = 0,
+                                                                     .length = live.length,
+                                                                     .buffer_id = live.buffer(),
+                                                                     .__reserved = 0};
 
                                     memcpy(live.extents.data(), &entry, sizeof(entry));
                                     t.entries = live.extents.address();
@@ -446,7 +442,7 @@ const std::vector<Op>& ops() {
                                 [](Live& live, T& t) { t.length = live.length; }));
         }
         {
-            using T = struct dmaprobe_segments;
+            using T = struct dmaprobe_get_segments;
             all.push_back(
                 of<T>({.min_size = 24,
                        .ids = {{AT(id), Kind::mapping, false, {Kind::alloc, Kind::block}}},
@@ -488,7 +484,7 @@ const std::vector<Op>& ops() {
             all.push_back(of<T>({.min_size = 8}, [](Live&, T&) {}));
         }
         {
-            using T = struct dmaprobe_stats;
+            using T = struct dmaprobe_get_stats;
             all.push_back(of<T>({.min_size = 48, .answers = true}, [](Live&, T&) {}));
         }
         {
@@ -544,13 +540,7 @@ const std::vector<Op>& ops() {
                 [](Live& live, T& t) { t.length = live.length; }));
         }
         {
-            using T = struct dmaprobe_alloc_free;
-            all.push_back(of<T>(
-                {.min_size = 16, .reserved = {AT(__reserved)}, .ids = {{AT(id), Kind::alloc}}},
-                [](Live& live, T& t) { t.id = live.alloc(); }));
-        }
-        {
-            using T = struct dmaprobe_sgtable;
+            using T = struct dmaprobe_get_sgtable;
             all.push_back(of<T>({.min_size = 24,
                                  .flags = DMAPROBE_SGTABLE_PHYS,
                                  .ids = {{AT(id), Kind::alloc}},
@@ -577,24 +567,12 @@ const std::vector<Op>& ops() {
                                 [](Live&, T& t) { t.block_size = 64; }));
         }
         {
-            using T = struct dmaprobe_pool_destroy;
-            all.push_back(
-                of<T>({.min_size = 16, .reserved = {AT(__reserved)}, .ids = {{AT(id), Kind::pool}}},
-                      [](Live& live, T& t) { t.id = live.empty_pool(); }));
-        }
-        {
             using T = struct dmaprobe_pool_alloc;
             all.push_back(of<T>({.min_size = 24,
                                  .ids = {{AT(pool_id), Kind::pool}},
                                  .answers = true,
                                  .makes = IdField{AT(id), Kind::block}},
                                 [](Live& live, T& t) { t.pool_id = live.pool(); }));
-        }
-        {
-            using T = struct dmaprobe_pool_free;
-            all.push_back(of<T>(
-                {.min_size = 16, .reserved = {AT(__reserved)}, .ids = {{AT(id), Kind::block}}},
-                [](Live& live, T& t) { t.id = live.block(); }));
         }
         return all;
     }();
@@ -603,11 +581,19 @@ const std::vector<Op>& ops() {
 
 #undef AT
 
+const Op& op_of(unsigned long command) {
+    return *std::ranges::find(ops(), command, &Op::command);
+}
+
+bool only_reads(const Op& op) {
+    return op.name.starts_with("get_") || op.command == DMAPROBE_NOP;
+}
+
 std::string lacks(const Op& op, const Raw& session) {
     if (op.needs == Needs::nothing)
         return "";
     if (op.needs == Needs::iova)
-        if (auto why = session.missing("dma_iova_try_alloc"))
+        if (auto why = session.missing(DMAPROBE_FEATURE_DMA_IOVA))
             return *why;
     return session.translated() ? "" : "no IOMMU translates for the device";
 }

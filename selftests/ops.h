@@ -101,7 +101,8 @@ struct AttrsField {
 
 inline constexpr uint64_t all_attrs =
     DMAPROBE_MAP_ATTRS | DMAPROBE_ATTR_WRITE_COMBINE | DMAPROBE_ATTR_NO_KERNEL_MAPPING |
-    DMAPROBE_ATTR_FORCE_CONTIGUOUS | DMAPROBE_ATTR_ALLOC_SINGLE_PAGES | DMAPROBE_ATTR_MMIO;
+    DMAPROBE_ATTR_FORCE_CONTIGUOUS | DMAPROBE_ATTR_ALLOC_SINGLE_PAGES | DMAPROBE_ATTR_MMIO |
+    DMAPROBE_ATTR_CC_SHARED;
 
 enum class Needs { nothing, iommu, iova };
 
@@ -123,9 +124,9 @@ struct Op {
     std::vector<EnumField> enums{};
     std::vector<PointerField> pointers{};
     bool answers = false; // writes the struct
-    // Where the struct tells the id of what was made, and what that is.
+    // Where the struct has the id of what was made, and what that is.
     std::optional<IdField> makes{};
-    // Where it has a file descriptor of a dma-buf, to read or to tell.
+    // Where it has a file descriptor of a dma-buf, in or out.
     std::optional<size_t> fd{};
     Needs needs = Needs::nothing;
     // Fill in a call that works.
@@ -137,6 +138,10 @@ void PrintTo(const Op& op, std::ostream* out);
 
 /* All commands, in no order. */
 const std::vector<Op>& ops();
+const Op& op_of(unsigned long command);
+
+/* Whether a file that was opened for reading only may do it: DMAPROBE_GET_* and NOP. */
+bool only_reads(const Op& op);
 
 /* Why the sample of an op cannot work on this machine, or nothing. */
 std::string lacks(const Op& op, const Raw& session);

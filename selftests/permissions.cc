@@ -78,6 +78,8 @@ protected:
         if (geteuid() != 0)
             GTEST_SKIP() << "only root can become somebody else";
         page = page_size();
+        // Also of a domain that passes addresses through.
+        translated = s.domain().type == DMAPROBE_DOMAIN_NONE ? EOPNOTSUPP : 0;
         ASSERT_EQ(stat(node_path(bdf).c_str(), &node), 0);
     }
 
@@ -93,7 +95,7 @@ protected:
         ASSERT_EQ(chmod(node_path(bdf).c_str(), 0600), 0);
     }
 
-    // What @act tells in a child that has become somebody else: nothing when all is well.
+    // What @act reports in a child that has become somebody else: nothing when all is well.
     // "skip: ..." is a reason to skip.
     std::string in_child(const std::function<bool()>& become,
                          const std::function<std::string()>& act) const {
@@ -145,9 +147,30 @@ protected:
     }
 
     uint64_t page = 0;
+    int translated = 0; // what DMAPROBE_TRANSLATE answers here
     struct stat node = {};
     bool skip = false; // in the child
 };
+
+// A parameter of the module, put back at the end.
+class Parameter {
+public:
+    Parameter(const char* name, const std::string& value)
+        : path_(std::string("/sys/module/dmaprobe/parameters/") + name), had_(read_text(path_)) {
+        EXPECT_OK(write_text(path_, value));
+    }
+    Parameter(const Parameter&) = delete;
+    Parameter& operator=(const Parameter&) = delete;
+    ~Parameter() { EXPECT_OK(write_text(path_, had_)); }
+
+private:
+    std::string path_;
+    std::string had_;
+};
+
+constexpr uint64_t mask_of(unsigned bits) {
+    return (uint64_t{1} << bits) - 1;
+}
 
 #define EXPECT_NOTHING_WRONG(expr)                                                                 \
     do {                                                                                           \
@@ -238,7 +261,7 @@ TEST_P(PermissionsOf, PhysicalAddressesAndPools) {
             {"alloc", [&mine, a, this] { return allocate(mine, *a, alloc_ways[0], page); }, 0},
             {"sgtable", [table] { return table(0); }, 0},
             {"physical sgtable", [table] { return table(DMAPROBE_SGTABLE_PHYS); }, EPERM},
-            {"translate", [translate] { return translate(0); }, iommu ? 0 : EOPNOTSUPP},
+            {"translate", [translate] { return translate(0); }, translated},
             {"physical translate", [translate] { return translate(DMAPROBE_TRANSLATE_PHYS); },
              EPERM},
             {"pool", pool, EPERM},
@@ -264,12 +287,12 @@ TEST_P(PermissionsOf, LockedMemory) {
         };
 
         return {
-            {"a buffer of all but 16 pages",
-             [&mine, b, this] { return mine.alloc((*b)[0], (allowance - 16) * page); }, 0},
+            {"a buffer of all but 13 pages",
+             [&mine, b, this] { return mine.alloc((*b)[0], (allowance - 13) * page); }, 0},
             {"8 pinned pages",
              [&mine, b, own, this] { return mine.pin((*b)[1], own->data(), 8 * page); }, 0},
-            {"7 allocated ones",
-             [&mine, a, this] { return allocate(mine, *a, alloc_ways[0], 7 * page); }, 0},
+            {"4 allocated ones",
+             [&mine, a, this] { return allocate(mine, *a, alloc_ways[0], 4 * page); }, 0},
             {"2 more", [&mine, b, this] { return mine.alloc((*b)[2], 2 * page); }, beyond},
             {"2 more to pin",
              [&mine, b, own, this] { return mine.pin((*b)[2], own->data(), 2 * page); }, beyond},
@@ -408,9 +431,13 @@ TEST_P(PermissionsOf, NothingBeyondTheNode) {
         };
         if (exists(dir + "/reset"))
             deeds.push_back({"reset", [dir] { return try_write(dir + "/reset", "1"); }, EACCES});
-        const std::string parameter = "/sys/module/dmaprobe/parameters/session_max_mib";
-        if (exists(parameter))
-            deeds.push_back({"parameter", [=] { return try_write(parameter, "1"); }, EACCES});
+        for (const char* name :
+             {"session_max_mib", "unprivileged_mask_bits", "device_max_addresses"}) {
+            const std::string parameter = std::string("/sys/module/dmaprobe/parameters/") + name;
+
+            if (exists(parameter))
+                deeds.push_back({name, [=] { return try_write(parameter, "1"); }, EACCES});
+        }
         if (!vfio.empty() && exists(vfio))
             deeds.push_back({"VFIO's node", [=] { return try_open(vfio, O_RDWR); }, EACCES});
         return deeds;
@@ -421,7 +448,7 @@ TEST_P(PermissionsOf, NothingBeyondTheNode) {
 // What all sessions of a device share changes for nobody while anybody depends on it,
 // and is put back when the last one has gone.
 TEST_P(PermissionsOf, LimitsOfTheDevice) {
-    const dmaprobe_limits before = s.limits();
+    const dmaprobe_get_limits before = s.limits();
     Raw other = Raw::open(bdf);
     Buffer b;
     dmaprobe_map map = {};
@@ -432,19 +459,23 @@ TEST_P(PermissionsOf, LimitsOfTheDevice) {
     map.buffer_id = b.id;
     map.length = page;
     ASSERT_OK(other(map));
+    // Nobody without privileges sets what a list may be like, or a mask of more than 32 bits.
     const auto deeds = [&](int expected) {
         return [=, this](Raw& mine) -> std::vector<Deed> {
             return {{"mask", [&mine] { return mine.set_mask(0xffffffff); }, expected},
+                    {"mask of 33 bits", [&mine] { return mine.set_mask(mask_of(33)); }, EPERM},
+                    {"mask of 64 bits", [&mine] { return mine.set_mask(~uint64_t{0}); }, EPERM},
                     {"segments",
                      [&mine, this] {
                          return mine.set_segments(DMAPROBE_SET_SEGMENTS_MAX_SIZE,
                                                   static_cast<uint32_t>(4 * page));
                      },
-                     expected}};
+                     EPERM}};
         };
     };
     EXPECT_NOTHING_WRONG(as(GetParam(), deeds(EBUSY)));
     EXPECT_EQ(s.limits().dma_mask, before.dma_mask);
+    EXPECT_EQ(s.limits().max_segment_size, before.max_segment_size);
     ASSERT_OK(other.close());
     EXPECT_NOTHING_WRONG(as(GetParam(), deeds(0)));
     ASSERT_OK(s.close());
@@ -452,6 +483,228 @@ TEST_P(PermissionsOf, LimitsOfTheDevice) {
     ASSERT_TRUE(s);
     EXPECT_EQ(s.limits().dma_mask, before.dma_mask);
     EXPECT_EQ(s.limits().max_segment_size, before.max_segment_size);
+}
+
+// How wide a mask may be is the administrator's to say, when the module is loaded.
+TEST_F(Permissions, MaskBits) {
+    const KeepDriver keep(bdf);
+    const auto reload = [&](const std::vector<std::string>& argv) {
+        int err = 0;
+
+        ASSERT_OK(s.close());
+        ASSERT_TRUE(wait_for([&] { return (err = remove_module(driver_name)) == 0; }, seconds(10)))
+            << strerrorname_np(err);
+        const Outcome loaded = run(argv);
+        ASSERT_EQ(loaded.code, 0) << loaded.err;
+        ASSERT_TRUE(wait_for([&] { return exists(node_path(bdf)); }, seconds(10)));
+        s = Raw::open(bdf);
+        ASSERT_TRUE(s) << strerror(s.error());
+    };
+
+    if (!exists("/sys/module/dmaprobe/initstate"))
+        GTEST_SKIP() << "dmaprobe is built into the kernel";
+    ASSERT_NO_FATAL_FAILURE(reload({"modprobe", driver_name, "unprivileged_mask_bits=36"}));
+    give_node();
+    EXPECT_NOTHING_WRONG(as(Who::opener, [&](Raw& mine) -> std::vector<Deed> {
+        auto b = std::make_shared<Buffer>();
+
+        return {
+            {"mask of 37 bits", [&mine] { return mine.set_mask(mask_of(37)); }, EPERM},
+            {"mask of 36 bits", [&mine] { return mine.set_mask(mask_of(36)); }, 0},
+            {"buffer", [&mine, b, this] { return mine.alloc(*b, page); }, 0},
+            {"map",
+             [&mine, b, this] {
+                 dmaprobe_map op = {};
+
+                 op.kind = DMAPROBE_MAP_PAGE;
+                 op.buffer_id = b->id;
+                 op.length = page;
+                 return mine(op);
+             },
+             0},
+        };
+    }));
+    ASSERT_NO_FATAL_FAILURE(reload({"modprobe", driver_name}));
+}
+
+// What makes a DMA address, each by itself.
+std::vector<Deed> address_makers(Raw& mine, int expected, bool iova) {
+    const uint64_t page = page_size();
+    auto b = std::make_shared<Buffer>();
+    std::vector<Deed> deeds = {
+        {"buffer", [=, &mine] { return mine.alloc(*b, page); }, 0},
+        {"map",
+         [=, &mine] {
+             dmaprobe_map op = {};
+
+             op.kind = DMAPROBE_MAP_PAGE;
+             op.buffer_id = b->id;
+             op.length = page;
+             return mine(op);
+         },
+         expected},
+        {"list",
+         [=, &mine] {
+             const std::array<dmaprobe_sg_entry, 1> entries = {{{0, page, b->id, 0}}};
+             dmaprobe_map_sg op = {};
+
+             return mine.map_sg(op, entries);
+         },
+         expected},
+    };
+
+    for (const uint32_t kind : {DMAPROBE_ALLOC_COHERENT, DMAPROBE_ALLOC_NONCOHERENT,
+                                DMAPROBE_ALLOC_PAGES, DMAPROBE_ALLOC_NONCONTIGUOUS})
+        deeds.push_back({"alloc",
+                         [=, &mine] {
+                             Allocation a;
+
+                             return allocate(mine, a, {"", kind}, page);
+                         },
+                         expected});
+    if (iova)
+        deeds.push_back({"IOVA space",
+                         [=, &mine] {
+                             dmaprobe_iova_alloc op = {};
+
+                             return mine.iova_alloc(op, page);
+                         },
+                         expected});
+    return deeds;
+}
+
+// A privileged session has widened what the device can do: the others have to wait.
+TEST_P(PermissionsOf, WidenedLimits) {
+    const bool iova = iommu && !s.missing(DMAPROBE_FEATURE_DMA_IOVA);
+    const int widened = GetParam() == Who::handed ? 0 : EPERM;
+    const auto makers = [&](int expected) {
+        return [=](Raw& mine) { return address_makers(mine, expected, iova); };
+    };
+    // The session is root's own if it is handed over: nothing may be left mapped in it.
+    const auto again = [&] {
+        ASSERT_OK(s.close());
+        s = Raw::open(bdf);
+        ASSERT_TRUE(s);
+    };
+
+    ASSERT_OK(s.set_mask(~uint64_t{0}));
+    EXPECT_NOTHING_WRONG(as(GetParam(), makers(widened)));
+    ASSERT_NO_FATAL_FAILURE(again());
+    ASSERT_OK(s.set_mask(~uint64_t{0}, DMAPROBE_SET_MASK_COHERENT));
+    EXPECT_NOTHING_WRONG(as(GetParam(), makers(widened)));
+    ASSERT_NO_FATAL_FAILURE(again());
+    ASSERT_OK(s.set_segments(DMAPROBE_SET_SEGMENTS_MAX_SIZE, 0x80000000));
+    EXPECT_NOTHING_WRONG(as(GetParam(), makers(widened)));
+    // They go back with the last session.
+    ASSERT_NO_FATAL_FAILURE(again());
+    EXPECT_NOTHING_WRONG(as(GetParam(), makers(0)));
+}
+
+// All sessions of those without privileges have so many addresses together.
+TEST_P(PermissionsOf, AddressesOfTheDevice) {
+    const Parameter most("device_max_addresses", "4");
+    const bool iova = iommu && !s.missing(DMAPROBE_FEATURE_DMA_IOVA);
+    const int beyond = GetParam() == Who::handed ? 0 : ENOSPC;
+
+    EXPECT_NOTHING_WRONG(as(GetParam(), [&](Raw& mine) -> std::vector<Deed> {
+        auto b = std::make_shared<Buffer>();
+        auto b2 = std::make_shared<Buffer>();
+        auto last = std::make_shared<uint32_t>();
+        auto second = std::make_shared<Raw>(Raw::open(bdf));
+        const auto map = [last, this](const Raw& session, const Buffer& of) {
+            dmaprobe_map op = {};
+
+            op.kind = DMAPROBE_MAP_PAGE;
+            op.buffer_id = of.id;
+            op.length = page;
+            const int err = session(op);
+            if (!err)
+                *last = op.id;
+            return err;
+        };
+        std::vector<Deed> deeds = {
+            {"buffers",
+             [=, &mine, this] {
+                 const int err = mine.alloc(*b, page);
+                 return err ? err : second->alloc(*b2, page);
+             },
+             0},
+        };
+
+        for (int i = 0; i < 3; i++)
+            deeds.push_back({"a map of four", [=, &mine] { return map(mine, *b); }, 0});
+        deeds.push_back({"the fourth in another session", [=] { return map(*second, *b2); }, 0});
+        deeds.push_back({"the fifth there", [=] { return map(*second, *b2); },
+                         // That session is the user's own in each case.
+                         GetParam() == Who::handed ? 0 : ENOSPC});
+        for (const Deed& deed : address_makers(mine, beyond, iova))
+            deeds.push_back(deed);
+        if (beyond) {
+            // What ends with its session is given back, and what is unmapped.
+            deeds.push_back({"close", [=] { return second->close(); }, 0});
+            deeds.push_back({"a map instead", [=, &mine] { return map(mine, *b); }, 0});
+            deeds.push_back({"and one too many", [=, &mine] { return map(mine, *b); }, ENOSPC});
+            deeds.push_back({"unmap", [=, &mine] { return mine.unmap(*last); }, 0});
+            deeds.push_back({"one more instead", [=, &mine] { return map(mine, *b); }, 0});
+        }
+        return deeds;
+    }));
+    // Root is not bounded by it.
+    Buffer b;
+    ASSERT_OK(s.alloc(b, page));
+    for (int i = 0; i < 8; i++) {
+        dmaprobe_map op = {};
+
+        op.kind = DMAPROBE_MAP_PAGE;
+        op.buffer_id = b.id;
+        op.length = page;
+        EXPECT_OK(s(op));
+    }
+}
+
+// A space of more than a gigabyte is for the privileged.
+TEST_P(PermissionsOf, LargeSpaces) {
+    if (s.missing(DMAPROBE_FEATURE_DMA_IOVA) || !iommu)
+        GTEST_SKIP() << "no IOVA spaces here";
+    EXPECT_NOTHING_WRONG(as(GetParam(), [&](Raw& mine) -> std::vector<Deed> {
+        const auto space = [&mine](uint64_t length, uint32_t flags) {
+            dmaprobe_iova_alloc op = {};
+            const int err = mine.iova_alloc(op, length, flags);
+
+            return err == ENOSPC ? 0 : err; // others may have used it up
+        };
+        constexpr uint64_t most = DMAPROBE_IOVA_RANGE_MAX;
+
+        return {
+            {"a gigabyte", [=] { return space(most, 0); }, 0},
+            {"more", [=] { return space(most + 1, 0); }, EPERM},
+            {"to try more", [=] { return space(most + 1, DMAPROBE_IOVA_ALLOC_TRY); }, EPERM},
+        };
+    }));
+}
+
+// The function is reset before somebody else has it, so that no DMA of the last one is left.
+TEST_P(PermissionsOf, EnabledByAnotherUserBefore) {
+    const bool resets = exists(pci_path(bdf) + "/reset");
+    // A session that was handed over is root's.
+    const int expected = resets || GetParam() == Who::handed ? 0 : EPERM;
+    const auto enable = [](const Raw& session, uint32_t on) {
+        dmaprobe_enable op = {};
+
+        op.enable = on;
+        return session(op);
+    };
+
+    ASSERT_OK(enable(s, 1));
+    ASSERT_OK(enable(s, 0));
+    EXPECT_NOTHING_WRONG(as(GetParam(), [&](Raw& mine) -> std::vector<Deed> {
+        return {{"enable", [&] { return enable(mine, 1); }, expected},
+                {"enable again", [&] { return enable(mine, 1); }, expected},
+                {"give up", [&] { return enable(mine, 0); }, 0},
+                {"enable once more", [&] { return enable(mine, 1); }, expected}};
+    }));
+    EXPECT_OK(enable(s, 1)) << "root can do without a reset";
+    EXPECT_OK(enable(s, 0));
 }
 
 // What is promised to be possible is possible.
@@ -504,19 +757,39 @@ TEST_F(Permissions, EachCapabilityByItself) {
         op.extents = reinterpret_cast<uintptr_t>(&extent);
         return s(op);
     };
-    const int translated = iommu ? 0 : EOPNOTSUPP;
+    const auto shared = [&] {
+        dmaprobe_map op = {};
+        Buffer b;
+
+        EXPECT_OK(s.alloc(b, page));
+        op.kind = DMAPROBE_MAP_PAGE;
+        op.buffer_id = b.id;
+        op.length = page;
+        op.attrs = DMAPROBE_ATTR_CC_SHARED;
+        return s(op);
+    };
+    const auto segments = [&] {
+        return s.set_segments(DMAPROBE_SET_SEGMENTS_MAX_SIZE, static_cast<uint32_t>(4 * page));
+    };
+    const auto mask = [&] { return s.set_mask(mask_of(33)); };
+    const int no_shared = s.info().attrs & DMAPROBE_ATTR_CC_SHARED ? EPERM : EOPNOTSUPP;
 
     EXPECT_NOTHING_WRONG(in_child([] { return give_up_capability(CAP_SYS_ADMIN); },
                                   [&] {
                                       return outcomes({{"sgtable", table, EPERM},
                                                        {"translate", translate, EPERM},
-                                                       {"pool", pool, 0}});
+                                                       {"pool", pool, 0},
+                                                       {"segments", segments, EBUSY},
+                                                       {"mask", mask, EBUSY}});
                                   }));
     EXPECT_NOTHING_WRONG(in_child([] { return give_up_capability(CAP_SYS_RAWIO); },
                                   [&] {
                                       return outcomes({{"sgtable", table, 0},
                                                        {"translate", translate, translated},
-                                                       {"pool", pool, EPERM}});
+                                                       {"pool", pool, EPERM},
+                                                       {"segments", segments, EPERM},
+                                                       {"mask", mask, EPERM},
+                                                       {"shared", shared, no_shared}});
                                   }));
 }
 

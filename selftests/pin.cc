@@ -172,7 +172,7 @@ TEST_F(Pin, EveryMapKind) {
     for (const uint32_t kind : {DMAPROBE_MAP_SINGLE, DMAPROBE_MAP_PAGE, DMAPROBE_MAP_PHYS}) {
         dmaprobe_map op = {};
 
-        if (kind == DMAPROBE_MAP_PHYS && s.missing("dma_map_phys"))
+        if (kind == DMAPROBE_MAP_PHYS && s.missing(DMAPROBE_FEATURE_MAP_PHYS))
             continue;
         SCOPED_TRACE(std::format("kind {}", kind));
         ASSERT_OK(map(op, b, 0, 1000, DMAPROBE_DIR_BIDIRECTIONAL, kind));
@@ -198,7 +198,7 @@ TEST_F(Pin, EveryMapKind) {
 // The page that is mapped is the one that the program sees.
 TEST_F(Pin, PhysicalPageIsTheProgramsOwn) {
     if (!iommu)
-        GTEST_SKIP() << "no IOMMU translates: physical addresses cannot be told";
+        GTEST_SKIP() << "no IOMMU translates: physical addresses are not known";
     const Fd pagemap(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
     if (!pagemap)
         GTEST_SKIP() << "no /proc/self/pagemap";
@@ -285,7 +285,7 @@ TEST_F(Pin, ReadOnlyMemory) {
     EXPECT_ERRNO(map(op, b, 0, page, DMAPROBE_DIR_BIDIRECTIONAL), EACCES);
     EXPECT_ERRNO(map(op, b, 0, page, DMAPROBE_DIR_FROM_DEVICE), EACCES);
     expect_usable(b, 0, DMAPROBE_DIR_TO_DEVICE);
-    if (s.missing("dma_iova_link") || !iommu)
+    if (s.missing(DMAPROBE_FEATURE_DMA_IOVA) || !iommu)
         return;
     dmaprobe_iova_alloc space = {};
     ASSERT_OK(s.iova_alloc(space, page));
@@ -398,8 +398,54 @@ TEST_F(Pin, HugePages) {
     if (iommu)
         expect_leads_to(op.dma_addr, huge - 5000, b, 4097);
     ASSERT_OK(s.unmap(op.id));
+    EXPECT_EQ(s.stats().charged, huge);
     ASSERT_OK(s.free(b));
     expect_pinned(0);
+    EXPECT_EQ(s.stats().charged, 0u);
+}
+
+// A pin of any of its pages keeps a huge page, so all of it is charged: once for pages
+// that follow one another, and again for each other pin.
+TEST_F(Pin, PartOfAHugePage) {
+    constexpr size_t huge = size_t{2} << 20;
+    const char* const path = "/proc/sys/vm/nr_hugepages";
+    const KeepSetting number(path);
+
+    if (number.had().empty())
+        GTEST_SKIP() << "this kernel has no hugetlb pages";
+    if (write_text(path, std::to_string(std::stoul(number.had()) + 2)))
+        GTEST_SKIP() << "hugetlb pages cannot be reserved";
+    void* at = mmap(nullptr, 2 * huge, PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | (21 << MAP_HUGE_SHIFT), -1, 0);
+    if (at == MAP_FAILED)
+        GTEST_SKIP() << "no two hugetlb pages of 2 MiB to be had: " << strerror(errno);
+
+    const Memory m(at, 2 * huge);
+    const auto charge = [&](uint64_t offset, uint64_t length, uint64_t want) {
+        Buffer b;
+
+        SCOPED_TRACE(std::format("{:#x} bytes from {:#x} on", length, offset));
+        ASSERT_OK(s.pin(b, m.data() + offset, length));
+        EXPECT_EQ(s.stats().charged, want);
+        // One page may be pinned by one byte of it.
+        EXPECT_EQ(s.stats().pinned, (offset % page + length + page - 1) / page * page);
+        ASSERT_OK(s.free(b));
+        EXPECT_EQ(s.stats().charged, 0u);
+    };
+
+    charge(0, 1, huge);
+    charge(3 * page + 5, 2 * page, huge);
+    charge(huge - 1, 1, huge);
+    charge(huge - 1, 2, 2 * huge);
+    charge(0, 2 * huge, 2 * huge);
+    Buffer first;
+    Buffer second;
+    ASSERT_OK(s.pin(first, m.data(), page));
+    ASSERT_OK(s.pin(second, m.data(), page));
+    EXPECT_EQ(s.stats().charged, 2 * huge) << "the same page, in two buffers";
+    ASSERT_OK(s.free(first));
+    EXPECT_EQ(s.stats().charged, huge);
+    ASSERT_OK(s.free(second));
 }
 
 TEST_F(Pin, TransparentHugePages) {
@@ -465,7 +511,7 @@ TEST_F(Pin, SamePageManyTimes) {
         covered += e.length;
     }
     EXPECT_EQ(covered, page);
-    // The first place is told where it is whole.
+    // The first place is reported where it is whole.
     expect_extents({lead(100, 64, b.id, 0)}, start + 100, 64);
 
     // Another buffer with the same page; the one that is asked for goes first.
@@ -533,10 +579,10 @@ TEST_F(Pin, MemoryOfABuffer) {
         ASSERT_OK(s.pin(b, m.data(), m.size()));
         ASSERT_OK(s.pin(second, o.data(), o.size()));
         expect_pinned(4);
-        EXPECT_OK(s.free(own)) << "the pin holds pages, not the buffer";
-        EXPECT_OK(other.free(theirs));
         m.unmap();
         o.unmap();
+        EXPECT_OK(s.free(own)) << "the pin holds pages, not the buffer";
+        EXPECT_OK(other.free(theirs));
         ASSERT_OK(other.close());
         expect_usable(b, 0);
         expect_usable(second, 0);
@@ -669,14 +715,14 @@ TEST_F(Pin, KilledWithPinnedMemory) {
     }
     char c = 0;
     ::close(ready[1]);
-    const bool told = read(ready[0], &c, 1) == 1;
+    const bool is_ready = read(ready[0], &c, 1) == 1;
     ::close(ready[0]);
-    if (told)
+    if (is_ready)
         expect_pinned(64);
     kill(child, SIGKILL);
     int status = -1;
     ASSERT_TRUE(wait_for_child(child, seconds(10), status)) << "the child did not end";
-    EXPECT_TRUE(told) << "the child did not pin";
+    EXPECT_TRUE(is_ready) << "the child did not pin";
     expect_pinned(0);
 }
 

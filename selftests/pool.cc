@@ -39,13 +39,6 @@ int create(const Raw& session, uint32_t& id, uint64_t block_size, uint64_t align
     return err;
 }
 
-int destroy(const Raw& session, uint32_t id) {
-    dmaprobe_pool_destroy op = {};
-
-    op.id = id;
-    return session(op);
-}
-
 int take(const Raw& session, uint32_t pool, Block& out) {
     dmaprobe_pool_alloc op = {};
 
@@ -56,10 +49,7 @@ int take(const Raw& session, uint32_t pool, Block& out) {
 }
 
 int give(const Raw& session, const Block& block) {
-    dmaprobe_pool_free op = {};
-
-    op.id = block.id;
-    return session(op);
+    return session.destroy(block.id);
 }
 
 class Pool : public DeviceTest {
@@ -132,7 +122,7 @@ TEST_P(PoolShapes, BlocksKeepTheirBounds) {
                 EXPECT_EQ(extent.kind, uint32_t{DMAPROBE_EXTENT_FOREIGN});
         }
     }
-    EXPECT_ERRNO(destroy(s, pool), EBUSY);
+    EXPECT_ERRNO(s.destroy(pool), EBUSY);
     // What comes back is zeroed for the next one.
     for (size_t i = 0; i < count; i += 2)
         ASSERT_OK(give(s, blocks[i]));
@@ -147,7 +137,7 @@ TEST_P(PoolShapes, BlocksKeepTheirBounds) {
     }
     for (const Block& b : blocks)
         ASSERT_OK(give(s, b));
-    EXPECT_OK(destroy(s, pool));
+    EXPECT_OK(s.destroy(pool));
     if (iommu)
         expect_hole(blocks[0].dma_addr, 1);
 }
@@ -179,8 +169,8 @@ TEST_F(Pool, Values) {
     EXPECT_ERRNO(create(s, id, 64, 128, 64), EINVAL);
     EXPECT_ERRNO(create(s, id, 65, 64, 64), EINVAL);
     EXPECT_OK(create(s, id, 64, 64, 64));
-    EXPECT_OK(destroy(s, id));
-    EXPECT_ERRNO(destroy(s, id), ENOENT);
+    EXPECT_OK(s.destroy(id));
+    EXPECT_ERRNO(s.destroy(id), ENOENT);
 }
 
 TEST_F(Pool, CopyRanges) {
@@ -196,9 +186,10 @@ TEST_F(Pool, CopyRanges) {
     EXPECT_ERRNO(copy_in(s, b.id, 0, std::span(bytes).first(11)), EINVAL) << "the next block's";
     EXPECT_ERRNO(copy_out(s, b.id, 0, std::span(bytes).first(11)), EINVAL);
     EXPECT_ERRNO(copy_out(s, pool, 0, std::span(bytes).first(1)), ENOENT);
-    EXPECT_ERRNO(give(s, {.id = pool}), ENOENT);
     EXPECT_ERRNO(s.unmap(b.id), ENOENT);
-    EXPECT_ERRNO(destroy(s, b.id), ENOENT);
+    EXPECT_ERRNO(s.unmap(pool), ENOENT);
+    EXPECT_ERRNO(s.iova_free(b.id), ENOENT);
+    EXPECT_ERRNO(s.destroy(pool), EBUSY) << "a pool with a block";
     dmaprobe_sync sync = {};
     sync.id = b.id;
     sync.length = 1;
@@ -280,7 +271,7 @@ TEST_F(Pool, BeyondTheMemlockLimit) {
             for (const Block& each : blocks)
                 if (give(one, each))
                     _exit(8);
-            if (destroy(one, pool) || allocate(one, a, alloc_ways[0], 4 * page))
+            if (one.destroy(pool) || allocate(one, a, alloc_ways[0], 4 * page))
                 _exit(9);
         }
         _exit(0);
@@ -303,7 +294,7 @@ TEST_F(Pool, ListedWhileThereIsOne) {
     ASSERT_OK(create(s, mine, 64));
     ASSERT_OK(create(other, theirs, 64));
     EXPECT_NE(read_text(list).find("dmaprobe"), std::string::npos);
-    ASSERT_OK(destroy(s, mine));
+    ASSERT_OK(s.destroy(mine));
     EXPECT_NE(read_text(list).find("dmaprobe"), std::string::npos);
     ASSERT_OK(other.close());
     EXPECT_FALSE(exists(list));
@@ -337,7 +328,7 @@ TEST_F(Pool, GoneWithTheDevice) {
     ASSERT_OK(unbind_driver(bdf));
     EXPECT_ERRNO(give(s, blocks[0]), ENODEV);
     EXPECT_ERRNO(take(s, pool, blocks[0]), ENODEV);
-    EXPECT_ERRNO(destroy(s, pool), ENODEV);
+    EXPECT_ERRNO(s.destroy(pool), ENODEV);
     EXPECT_OK(s.close());
     EXPECT_TRUE(keep.restore());
     s = Raw::open(bdf);

@@ -219,8 +219,8 @@ protected:
         Resource::SetUp();
         if (IsSkipped() || HasFatalFailure())
             return;
-        for (const char* name : {"dma_iova_link", "dma_map_phys"})
-            if (const auto why = s.missing(name))
+        for (const uint32_t feature : {DMAPROBE_FEATURE_DMA_IOVA, DMAPROBE_FEATURE_MAP_PHYS})
+            if (const auto why = s.missing(feature))
                 GTEST_SKIP() << *why;
         if (!iommu)
             GTEST_SKIP() << "no IOMMU translates for the device";

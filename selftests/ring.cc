@@ -109,9 +109,9 @@ TEST_F(Ring, LinkedCommandsRunInOrder) {
         dmaprobe_map second = {};
         dmaprobe_sync sync = {};
         dmaprobe_unmap unmap = {};
-        dmaprobe_stats stats = {};
+        dmaprobe_get_stats stats = {};
         dmaprobe_unmap unmap2 = {};
-        dmaprobe_buffer_free free = {};
+        dmaprobe_destroy free = {};
 
         ASSERT_NO_FATAL_FAILURE(mapped(s, b, first));
         second.buffer_id = b.id;
@@ -136,7 +136,7 @@ TEST_F(Ring, FailureCancelsWhatIsLinked) {
     Buffer b;
     dmaprobe_map map = {};
     dmaprobe_unmap unmap = {};
-    dmaprobe_buffer_free free = {};
+    dmaprobe_destroy free = {};
     dmaprobe_nop nop = {};
 
     ASSERT_NO_FATAL_FAILURE(mapped(s, b, map));
@@ -221,7 +221,7 @@ TEST_F(Ring, WhileOthersNeedTheDevice) {
 
 TEST_F(Ring, RunByRing) {
     dmaprobe_buffer_alloc alloc = {};
-    dmaprobe_buffer_free free = {};
+    dmaprobe_destroy free = {};
     dmaprobe_run run = {};
 
     alloc.size = sizeof(alloc);
@@ -230,7 +230,7 @@ TEST_F(Ring, RunByRing) {
     free.id = DMAPROBE_RUN_ID(0);
     dmaprobe_run_op ops[] = {
         {.cmd = DMAPROBE_BUFFER_ALLOC, .result = 1, .arg = reinterpret_cast<uintptr_t>(&alloc)},
-        {.cmd = DMAPROBE_BUFFER_FREE, .result = 1, .arg = reinterpret_cast<uintptr_t>(&free)}};
+        {.cmd = DMAPROBE_DESTROY, .result = 1, .arg = reinterpret_cast<uintptr_t>(&free)}};
     run.nr_ops = 2;
     run.ops = reinterpret_cast<uintptr_t>(&ops);
     put(ring, s.fd(), run, 1);
@@ -429,7 +429,7 @@ TEST_F(Ring, DeviceGoesWithCommandsInFlight) {
     KeepDriver keep(bdf);
     Buffer b;
     dmaprobe_nop nop = {};
-    dmaprobe_stats stats = {};
+    dmaprobe_get_stats stats = {};
 
     ASSERT_OK(s.alloc(b, page_size()));
     dmaprobe_bench bench[2] = {endless(b), endless(b)};

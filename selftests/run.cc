@@ -75,15 +75,15 @@ std::vector<Errno> errnos(std::initializer_list<int> values) {
 
 class Run : public DeviceTest {
 protected:
-    dmaprobe_stats stats() const {
-        dmaprobe_stats op = {};
+    dmaprobe_get_stats stats() const {
+        dmaprobe_get_stats op = {};
 
         EXPECT_OK(s(op));
         return op;
     }
 
     void expect_nothing_left() const {
-        const dmaprobe_stats now = stats();
+        const dmaprobe_get_stats now = stats();
 
         EXPECT_EQ(now.nr_buffers, 0u);
         EXPECT_EQ(now.nr_mappings, 0u);
@@ -117,7 +117,7 @@ TEST_F(Stats, CountsWhatTheSessionHolds) {
     EXPECT_EQ(stats().charged, 4 * page_size());
     EXPECT_EQ(stats().pinned, 0u);
 
-    dmaprobe_stats theirs = {};
+    dmaprobe_get_stats theirs = {};
     ASSERT_OK(other(theirs));
     EXPECT_EQ(theirs.nr_buffers, 0u) << "of another session";
 
@@ -162,7 +162,7 @@ TEST_F(Bench, Values) {
 
 void on_alarm(int) {}
 
-// A signal to one thread, again and again until it is told to stop.
+// A signal to one thread, again and again until it is to stop.
 class Pester {
 public:
     explicit Pester(int signal)
@@ -217,7 +217,7 @@ TEST_F(Run, MapSyncUnmapFree) {
     dmaprobe_map map = {};
     dmaprobe_sync sync = {};
     dmaprobe_unmap unmap = {};
-    dmaprobe_buffer_free free = {};
+    dmaprobe_destroy free = {};
 
     alloc.length = page_size();
     map.buffer_id = c.add(alloc);
@@ -240,7 +240,7 @@ TEST_F(Run, MapSyncUnmapFree) {
 }
 
 TEST_F(Run, WholeLifeOfAnIova) {
-    if (const auto why = s.missing("dma_iova_try_alloc"))
+    if (const auto why = s.missing(DMAPROBE_FEATURE_DMA_IOVA))
         GTEST_SKIP() << *why;
     if (!s.translated())
         GTEST_SKIP() << "no IOMMU translates for the device";
@@ -251,12 +251,12 @@ TEST_F(Run, WholeLifeOfAnIova) {
     dmaprobe_iova_alloc iova = {};
     dmaprobe_iova_link link = {};
     dmaprobe_iova_sync sync = {};
-    dmaprobe_iova_state state = {};
+    dmaprobe_get_iova_state state = {};
     dmaprobe_translate translate = {};
     dmaprobe_extent extent = {};
     dmaprobe_iova_unlink unlink = {};
     dmaprobe_iova_free free_iova = {};
-    dmaprobe_buffer_free free = {};
+    dmaprobe_destroy free = {};
 
     alloc.length = std::max<uint64_t>(length, page_size());
     const uint32_t buffer = c.add(alloc);
@@ -294,7 +294,7 @@ TEST_F(Run, WholeLifeOfAnIova) {
 }
 
 TEST_F(Run, DestroyAnIova) {
-    if (const auto why = s.missing("dma_iova_try_alloc"))
+    if (const auto why = s.missing(DMAPROBE_FEATURE_DMA_IOVA))
         GTEST_SKIP() << *why;
     if (!s.translated())
         GTEST_SKIP() << "no IOMMU translates for the device";
@@ -321,7 +321,7 @@ TEST_F(Run, IdsThatNameNothing) {
 
     c.add(nop);
     c.add(bad); // no length
-    std::deque<dmaprobe_buffer_free> frees;
+    std::deque<dmaprobe_destroy> frees;
     for (const uint32_t n : {0u, 1u, 4u, 7u, 1000u, DMAPROBE_RUN_MAX + 0u, 0x7fffffffu}) {
         frees.push_back({.size = 0, .flags = 0, .id = DMAPROBE_RUN_ID(n), .__reserved = 0});
         c.add(frees.back());
@@ -343,7 +343,7 @@ TEST_F(Run, IdsOfAnotherKindAndGone) {
     Calls c;
     dmaprobe_buffer_alloc alloc = {};
     dmaprobe_unmap unmap = {};
-    dmaprobe_buffer_free free = {};
+    dmaprobe_destroy free = {};
 
     alloc.length = page_size();
     free.id = unmap.id = c.add(alloc);
@@ -437,7 +437,7 @@ TEST_F(Run, NumberOfCalls) {
     EXPECT_EQ(ops.back().result, 1);
 }
 
-// Where results cannot be told, nothing is done.
+// Where results cannot be written, nothing is done.
 TEST_F(Run, ReadOnlyCalls) {
     const Memory memory = Memory::fenced(2 * page_size());
     dmaprobe_buffer_alloc alloc = {};
@@ -514,11 +514,11 @@ TEST_F(Run, ExclusiveCommandsBetweenOthers) {
     Calls c;
     dmaprobe_nop nop = {};
     dmaprobe_set_mask mask = {};
-    dmaprobe_limits limits = {};
+    dmaprobe_get_limits limits = {};
     dmaprobe_buffer_alloc alloc = {};
     dmaprobe_map map = {};
     dmaprobe_unmap unmap = {};
-    dmaprobe_buffer_free free = {};
+    dmaprobe_destroy free = {};
 
     c.add(nop);
     mask.flags = DMAPROBE_SET_MASK_STREAMING;
@@ -544,7 +544,7 @@ TEST_F(Run, BenchInARun) {
     dmaprobe_buffer_alloc alloc = {};
     dmaprobe_bench bench = {};
     dmaprobe_nop nop = {};
-    dmaprobe_stats stats = {};
+    dmaprobe_get_stats stats = {};
 
     c.add(nop);
     alloc.length = page_size();
@@ -568,7 +568,7 @@ TEST_F(Run, TenThousandCalls) {
         std::vector<dmaprobe_buffer_alloc> allocs(here);
         std::vector<dmaprobe_map> maps(here);
         std::vector<dmaprobe_unmap> unmaps(here);
-        std::vector<dmaprobe_buffer_free> frees(here);
+        std::vector<dmaprobe_destroy> frees(here);
 
         for (uint32_t i = 0; i < here; i++) {
             allocs[i].length = page_size();
@@ -599,7 +599,7 @@ TEST_F(Run, WhileOthersNeedTheDevice) {
                 Calls c;
                 std::vector<dmaprobe_nop> nops(200);
                 dmaprobe_buffer_alloc alloc = {};
-                dmaprobe_buffer_free free = {};
+                dmaprobe_destroy free = {};
 
                 for (dmaprobe_nop& nop : nops)
                     c.add(nop);
@@ -620,7 +620,7 @@ TEST_F(Run, WhileOthersNeedTheDevice) {
 
 // --- the end of process and device -----------------------------------------------
 
-// A child that runs for long, until it is told to die.
+// A child that runs for long, until it is killed.
 TEST_F(Run, KilledInTheMiddle) {
     const pid_t child = fork();
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // Callers whose memory has faults that nobody serves: a call of theirs may wait for
-// ever, but nobody else may wait for it. unplug_lock is what all calls share, so a
-// call that needs it alone, SET_MASK, tells whether the stuck call holds it.
+// ever, but nobody else may wait for it. SET_MASK needs a lock for itself that all calls
+// share, so it shows whether the stuck call holds it.
 
 #include "ops.h"
 #include "system.h"
@@ -12,8 +12,11 @@
 #include <chrono>
 #include <cstring>
 #include <fcntl.h>
+#include <format>
+#include <functional>
 #include <future>
 #include <poll.h>
+#include <set>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -88,9 +91,10 @@ private:
     ASSERT_ERRNO((memory).error(), 0)
 
 // A call that stops at a fault, and one that needs the device alone meanwhile.
-// Tells whether the first one came to a fault; its answer is in `result`.
-bool holds_up_nobody(const Raw& other, Unserved& memory, const std::function<int()>& call,
-                     int& result) {
+// Whether the first one came to a fault; its answer is in `result`.
+bool holds_up_nobody(
+    const Raw& other, Unserved& memory, const std::function<int()>& call, int& result,
+    const std::function<void()>& meanwhile = [] {}) {
     const uint64_t mask = other.limits().dma_mask;
     std::future<int> stuck = std::async(std::launch::async, call);
     const bool hit = memory.hit(seconds(5));
@@ -101,6 +105,7 @@ bool holds_up_nobody(const Raw& other, Unserved& memory, const std::function<int
 
         EXPECT_EQ(alone.wait_for(seconds(5)), std::future_status::ready)
             << "a call whose memory is not there holds a lock";
+        meanwhile();
         memory.release();
         const int answer = alone.get();
         EXPECT_TRUE(answer == 0 || answer == EBUSY) << strerror(answer);
@@ -130,10 +135,36 @@ TEST_P(Stuck, Answer) {
     op().sample(live, memory.data());
     set<uint32_t>(memory.data(), 0, static_cast<uint32_t>(op().size));
     ASSERT_TRUE(memory.arm());
+    // What it makes is found by nobody before the caller has its id.
+    const std::set<uint32_t> known = live.ids();
+    const auto guess = [&] {
+        for (uint32_t id = 1; op().makes && id < 64; id++) {
+            if (known.contains(id))
+                continue;
+            SCOPED_TRACE(std::format("id {}", id));
+            EXPECT_ERRNO(live.s.destroy(id), ENOENT);
+            EXPECT_ERRNO(live.s.unmap(id), ENOENT);
+            EXPECT_ERRNO(live.s.iova_free(id), ENOENT);
+        }
+    };
     EXPECT_TRUE(holds_up_nobody(
-        s, memory, [&] { return submit(live.s.fd(), op().command, memory.data()); }, result))
+        s, memory, [&] { return submit(live.s.fd(), op().command, memory.data()); }, result, guess))
         << "it answered without writing its struct";
     EXPECT_ERRNO(result, 0) << "with its memory there, the call works";
+    if (!op().makes || result)
+        return;
+    const auto id = get<uint32_t>(memory.data(), op().makes->offset);
+    switch (op().makes->kind) {
+    case Kind::mapping:
+        EXPECT_OK(live.s.unmap(id));
+        break;
+    case Kind::iova:
+        EXPECT_OK(live.s.iova_free(id));
+        break;
+    default:
+        EXPECT_OK(live.s.destroy(id));
+        break;
+    }
 }
 
 // What its struct points to is not there.
@@ -154,7 +185,7 @@ TEST_P(Stuck, WhatItPointsTo) {
         set<uint64_t>(sample.data(), field.offset, memory.address());
         const bool hit = holds_up_nobody(
             s, memory, [&] { return submit(live.s.fd(), op().command, sample.data()); }, result);
-        if (!hit && op().number == DMAPROBE_NR_DOMAIN)
+        if (!hit && op().command == DMAPROBE_GET_DOMAIN)
             GTEST_SKIP() << "the domain has no reserved region to write";
         EXPECT_TRUE(hit);
     }
@@ -165,7 +196,7 @@ INSTANTIATE_TEST_SUITE_P(Ops, Stuck, testing::ValuesIn(ops()),
 
 class StuckRun : public DeviceTest {};
 
-// A run keeps unplug_lock from one short call to the next.
+// It holds up nobody in the middle of a run, either.
 TEST_F(StuckRun, StructOfALaterCall) {
     for (const auto fault : {Unserved::Fault::any, Unserved::Fault::write}) {
         Live live(bdf);
@@ -182,11 +213,11 @@ TEST_F(StuckRun, StructOfALaterCall) {
         }
         calls[1].arg = memory.address();
         if (fault == Unserved::Fault::write) {
-            dmaprobe_limits limits = {};
+            dmaprobe_get_limits limits = {};
 
             limits.size = sizeof(limits);
             memcpy(memory.data(), &limits, sizeof(limits));
-            calls[1].cmd = DMAPROBE_LIMITS;
+            calls[1].cmd = DMAPROBE_GET_LIMITS;
             ASSERT_TRUE(memory.arm());
         }
         run.size = sizeof(run);

@@ -43,33 +43,6 @@ std::string_view to_string(Way way) {
     return "unknown";
 }
 
-std::string_view call_of(Way way) {
-    switch (way) {
-    case Way::single:
-        return "dma_map_single_attrs";
-    case Way::page:
-        return "dma_map_page_attrs";
-    case Way::phys:
-        return "dma_map_phys";
-    case Way::sg:
-        return "dma_map_sgtable";
-    case Way::linked:
-        return "dma_iova_link";
-    case Way::coherent:
-    case Way::dmabuf:
-        return "dma_alloc_attrs";
-    case Way::noncoherent:
-        return "dma_alloc_noncoherent";
-    case Way::pages:
-        return "dma_alloc_pages";
-    case Way::noncontiguous:
-        return "dma_alloc_noncontiguous";
-    case Way::pool:
-        return "dma_pool_alloc";
-    }
-    return "";
-}
-
 namespace {
 
 Size page() {
@@ -120,7 +93,7 @@ Result<void> Target::map(const dp::Session& session) {
 Result<void> Target::link(const dp::Session& session) {
     if (auto done = take(buffer_, dp::Buffer::scattered(session, length_)); !done)
         return done;
-    if (auto done = take(space_, dp::IovaSpace::try_alloc(session, length_)); !done)
+    if (auto done = take(space_, dp::IovaSpace::alloc(session, length_)); !done)
         return done;
     for (Size at; at < length_; at += page())
         if (auto done = space_->link(*buffer_, at, at, page(), direction_); !done)

@@ -43,8 +43,6 @@ inline constexpr std::array all_ways = {
     Way::noncoherent, Way::pages, Way::noncontiguous, Way::pool, Way::dmabuf};
 
 std::string_view to_string(Way way);
-/* The kernel's call that makes it. */
-std::string_view call_of(Way way);
 
 class Target {
 public:

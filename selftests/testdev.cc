@@ -60,7 +60,7 @@ TEST_F(Testdev, DoesNotRead) {
                  EOPNOTSUPP);
 }
 
-// The device itself tells that it was stopped.
+// The device itself reports that it was stopped.
 TEST_F(Testdev, SeesFaults) {
     NEEDS_IOMMU();
     NEEDS_FAULTS();

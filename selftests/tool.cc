@@ -106,7 +106,7 @@ protected:
         const Raw raw = Raw::open(bdf);
 
         EXPECT_TRUE(raw);
-        if (const auto why = raw.missing("dma_iova_try_alloc"))
+        if (const auto why = raw.missing(DMAPROBE_FEATURE_DMA_IOVA))
             return *why;
         return raw.translated() ? "" : "no IOMMU translates for the device";
     }
@@ -308,7 +308,7 @@ TEST_F(Tool, Info) {
     EXPECT_EQ(info["abi"].value("module", 0), DMAPROBE_ABI_VERSION);
     s = Raw::open(bdf);
     ASSERT_TRUE(s);
-    const dmaprobe_limits limits = s.limits();
+    const dmaprobe_get_limits limits = s.limits();
     EXPECT_EQ(info["limits"].value("dma_mask", ""), std::format("{:#x}", limits.dma_mask));
     EXPECT_EQ(info["limits"].value("merge_boundary", ""),
               std::format("{:#x}", limits.merge_boundary));
@@ -316,9 +316,12 @@ TEST_F(Tool, Info) {
     EXPECT_EQ(info["limits"].value("can_mmap", false),
               (limits.props & DMAPROBE_DEVICE_CAN_MMAP) != 0);
     EXPECT_EQ(info["limits"].value("cache_alignment", 0U), limits.cache_alignment);
-    // It tells what this kernel does not offer, and why.
-    for (const char* name : {"dma_map_phys", "dma_iova_try_alloc", "dma_map_single"}) {
-        const auto why = s.missing(name);
+    // It says what this kernel does not offer, and why.
+    for (const auto& [name, feature] :
+         {std::pair{"dma_map_phys", uint32_t{DMAPROBE_FEATURE_MAP_PHYS}},
+          std::pair{"dma_iova_try_alloc", uint32_t{DMAPROBE_FEATURE_DMA_IOVA}},
+          std::pair{"dma_map_single", uint32_t{0}}}) {
+        const auto why = s.missing(feature);
         const json& calls = info["calls"];
         const auto call =
             std::ranges::find_if(calls, [&](const json& c) { return c.value("name", "") == name; });
@@ -375,7 +378,7 @@ TEST_F(Tool, Demo) {
     const uint64_t first = std::stoull(iova, nullptr, 16);
     bool destroyed = false;
     bool placed = true;
-    bool told = true;
+    bool has_access = true;
     for (const json& fault : demo.value("faults", json::array())) {
         if (fault.at("iova").is_null()) {
             // As QEMU emulates it.
@@ -394,8 +397,8 @@ TEST_F(Tool, Demo) {
         EXPECT_THAT(fault.value("raw", ""), HasSubstr(std::format("{:x}", at)));
         if (fault.value("step", "") == "fault_destroyed") {
             destroyed = true;
-            told = fault.value("access", "") != "unknown";
-            if (told) {
+            has_access = fault.value("access", "") != "unknown";
+            if (has_access) {
                 EXPECT_EQ(fault.value("access", ""), "write");
             } else {
                 // As QEMU emulates it, where nothing is mapped.
@@ -405,9 +408,9 @@ TEST_F(Tool, Demo) {
     }
     EXPECT_TRUE(destroyed) << "no fault after the destroy: " << o.out;
     // The report for people shows the same events, with its own addresses.
-    EXPECT_THAT(text.out, HasSubstr(!placed ? "faults, and does not tell"
-                                    : told  ? "faults: write of 0x"
-                                            : "faults: access of 0x"));
+    EXPECT_THAT(text.out, HasSubstr(!placed      ? "faults, and does not"
+                                    : has_access ? "faults: write of 0x"
+                                                 : "faults: access of 0x"));
     // It leaves nothing behind.
     s = Raw::open(bdf);
     ASSERT_TRUE(s);
@@ -562,9 +565,9 @@ TEST_F(Tool, BindWithADomain) {
     fails({"bind", bdf, "--domain", other}, exit_failed, {bdf, before, "unbind"});
     EXPECT_EQ(read_text(type), before);
     ASSERT_EQ(dmaprobe({"unbind", bdf}).code, exit_ok);
-    for (const auto& [name, in_sysfs, told] : {std::tuple{"identity", "identity", "identity"},
-                                               {"lazy", "DMA-FQ", "dma-fq"},
-                                               {"strict", "DMA", "dma"}}) {
+    for (const auto& [name, in_sysfs, shown] : {std::tuple{"identity", "identity", "identity"},
+                                                {"lazy", "DMA-FQ", "dma-fq"},
+                                                {"strict", "DMA", "dma"}}) {
         const Outcome o = dmaprobe({"bind", bdf, "--domain", name});
 
         SCOPED_TRACE(name);
@@ -579,7 +582,7 @@ TEST_F(Tool, BindWithADomain) {
         EXPECT_EQ(driver_of(bdf), driver_name);
         EXPECT_EQ(read_text(type), in_sysfs);
         ASSERT_TRUE(wait_for([&] { return exists(node_path(bdf)); }, std::chrono::seconds(5)));
-        EXPECT_EQ(works({"info", bdf, "--json"})["domain"].value("type", ""), told);
+        EXPECT_EQ(works({"info", bdf, "--json"})["domain"].value("type", ""), shown);
         ASSERT_EQ(dmaprobe({"unbind", bdf}).code, exit_ok);
         EXPECT_EQ(read_text(type), before);
     }

@@ -52,7 +52,7 @@ TEST(Fault, VtdWithoutTheDomain) {
     EXPECT_EQ(f->access, FaultAccess::read);
     EXPECT_EQ(f->iova, Iova(0x1000));
     EXPECT_EQ(f->reason, "PTE Read access is not set");
-    EXPECT_TRUE(f->is_from({5, 0x3a, 0x1f, 7})) << "the domain was not told";
+    EXPECT_TRUE(f->is_from({5, 0x3a, 0x1f, 7})) << "the domain was not given";
     EXPECT_FALSE(f->is_from({0, 0x3a, 0x1f, 6}));
 }
 
@@ -183,7 +183,7 @@ TEST(Fault, Riscv) {
         EXPECT_FALSE(parse_fault(std::format("riscv_iommu_pci 0000:00:03.0: {}", none))) << none;
 }
 
-// As Linux tells an event of SMMUv3: the words, and what newer kernels say of them.
+// As Linux reports an event of SMMUv3: the words, and what newer kernels say of them.
 constexpr const char* smmu_log[] = {
     "3,10,5000000,-;arm-smmu-v3 9050000.smmuv3: event 0x10 received:\n SUBSYSTEM=platform\n",
     "3,11,5000001,-;arm-smmu-v3 9050000.smmuv3: \\x090x0000010800000010\n",
@@ -216,7 +216,7 @@ TEST(Fault, Smmuv3) {
 }
 
 TEST(Fault, Smmuv3OfOtherKinds) {
-    const auto tell = [](FaultParser& parser, const std::vector<std::string>& words) {
+    const auto report = [](FaultParser& parser, const std::vector<std::string>& words) {
         std::optional<Fault> last = parser.take("arm-smmu-v3 a.0: event 0x13 received:");
         EXPECT_FALSE(last);
         for (const std::string& word : words)
@@ -225,23 +225,23 @@ TEST(Fault, Smmuv3OfOtherKinds) {
     };
     FaultParser parser;
 
-    auto f = tell(parser, {"0x0001ff0700000013", "0x0000020800000000", "0x1000", "0x0"});
+    auto f = report(parser, {"0x0001ff0700000013", "0x0000020800000000", "0x1000", "0x0"});
     expect_access(f, {0, 0xff, 0, 7}, Iova(0x1000), FaultAccess::read);
     EXPECT_EQ(f->reason, "F_PERMISSION");
-    f = tell(parser, {"0x0000000800000004", "0x0", "0x1000", "0x0"});
+    f = report(parser, {"0x0000000800000004", "0x0", "0x1000", "0x0"});
     ASSERT_TRUE(f);
     EXPECT_EQ(f->reason, "C_BAD_STE");
     EXPECT_FALSE(f->iova);
     EXPECT_EQ(f->access, FaultAccess::unknown);
-    f = tell(parser, {"0x00000008000000ff", "0x0", "0x0", "0x0"});
+    f = report(parser, {"0x00000008000000ff", "0x0", "0x0", "0x0"});
     ASSERT_TRUE(f);
     EXPECT_EQ(f->reason, "event 0xff");
     // Cut short, the next one is whole; a word that is none ends it.
-    EXPECT_FALSE(tell(parser, {"0x10", "0x0"}));
-    expect_access(tell(parser, {"0x0000010000000010", "0x0", "0x2000", "0x0"}), {0, 1, 0, 0},
+    EXPECT_FALSE(report(parser, {"0x10", "0x0"}));
+    expect_access(report(parser, {"0x0000010000000010", "0x0", "0x2000", "0x0"}), {0, 1, 0, 0},
                   Iova(0x2000), FaultAccess::write);
-    EXPECT_FALSE(tell(parser, {"0x10", "what", "0x0", "0x0", "0x0"}));
-    EXPECT_FALSE(tell(parser, {"0x10", "0x1 0x2", "0x0", "0x0", "0x0"}));
+    EXPECT_FALSE(report(parser, {"0x10", "what", "0x0", "0x0", "0x0"}));
+    EXPECT_FALSE(report(parser, {"0x10", "0x1 0x2", "0x0", "0x0", "0x0"}));
     EXPECT_FALSE(parser.take("arm-smmu-v3 a.0: \t0x0"));
 }
 

@@ -214,7 +214,7 @@ TEST_P(PlainFile, WhatARunNames) {
     EXPECT_EQ(buffer.call(), 0u);
     const auto mapping = run.map(buffer, MapKind::page, Size(), Size(4096), Direction::to_device);
     EXPECT_EQ(run.unmap(mapping), 2u);
-    EXPECT_EQ(run.buffer_free(buffer), 3u);
+    EXPECT_EQ(run.destroy(buffer), 3u);
     EXPECT_FAILS(run.execute(), unknown());
     EXPECT_FAILS(run.id(buffer), ECANCELED);
     EXPECT_FAILS(run.addr(mapping), ECANCELED);
@@ -240,16 +240,16 @@ TEST_P(PlainFile, WhatARunNames) {
 TEST_P(PlainFile, StructsStayWhereTheyAre) {
     dp::Run run(*session);
     for (int round = 0; round < 2; round++) {
-        std::vector<dmaprobe_iova_state*> args;
+        std::vector<dmaprobe_get_iova_state*> args;
         for (uint32_t i = 0; i < dp::Run::max_calls; i++) {
-            auto& arg = run.add<dmaprobe_iova_state>(DMAPROBE_IOVA_STATE, "iova_state");
+            auto& arg = run.add<dmaprobe_get_iova_state>(DMAPROBE_GET_IOVA_STATE, "iova_state");
             EXPECT_EQ(arg.id, 0u);
             arg.id = i;
             args.push_back(&arg);
         }
         for (uint32_t i = 0; i < dp::Run::max_calls; i++) {
             ASSERT_EQ(args[i]->id, i);
-            ASSERT_EQ(args[i]->size, sizeof(dmaprobe_iova_state));
+            ASSERT_EQ(args[i]->size, sizeof(dmaprobe_get_iova_state));
         }
         run.clear();
     }
@@ -316,7 +316,7 @@ TEST_P(PlainBatch, CannotNameItsOwn) {
     if (IsSkipped())
         return;
     const auto pool = batch->pool_create(Size(64));
-    batch->pool_destroy(pool);
+    batch->destroy(pool);
     EXPECT_FAILS(batch->execute(), EINVAL);
     EXPECT_EQ(batch->code(0), ECANCELED);
 }

@@ -126,6 +126,7 @@ TEST(Names, OfValuesKnownAndUnknown) {
     EXPECT_EQ(to_string(Direction::from_device), "from_device");
     EXPECT_EQ(to_string(std::bit_cast<Direction>(uint32_t{7})), "unknown");
     EXPECT_EQ(to_string(CallStatus::missing), "missing");
+    EXPECT_EQ(to_string(CallStatus::not_driven), "not-driven");
     EXPECT_EQ(to_string(std::bit_cast<CallStatus>(uint32_t{7})), "unknown");
     EXPECT_EQ(to_string(DomainType::dma_fq), "dma-fq");
     EXPECT_EQ(to_string(std::bit_cast<DomainType>(uint32_t{77})), "unknown");

@@ -171,8 +171,8 @@ TEST_P(Unplug, UnderAllCalls) {
             EXPECT_FALSE(exists(pci_path(bdf)));
             EXPECT_FALSE(exists(node_path(bdf)));
             EXPECT_EQ(arena.odd(), "");
-            dmaprobe_version version = {};
-            EXPECT_ERRNO(s(version), ENODEV);
+            dmaprobe_get_info info = {};
+            EXPECT_ERRNO(s(info), ENODEV);
             // Every other time, the old sessions are still open when the device is back.
             if (round % 2) {
                 ASSERT_EQ(bring_back(), "");
@@ -249,7 +249,7 @@ TEST_P(Unplug, InMidDma) {
 
 // The tool ends by itself, says what became of the device, and exits with 1.
 TEST_P(Unplug, UnderTheDemo) {
-    bool told = false;
+    bool in_the_middle = false;
     const std::vector<std::string> argv = {"dmaprobe", "demo", bdf};
 
     if (const std::string why = s.no_faults(); !why.empty())
@@ -284,7 +284,7 @@ TEST_P(Unplug, UnderTheDemo) {
                     last.err.find("is not bound to") != std::string::npos ||
                     last.err.find("there is no PCI device") != std::string::npos)
             << last.err;
-        told |= last.err.find("stopped") != std::string::npos;
+        in_the_middle |= last.err.find("stopped") != std::string::npos;
         // Now that it has gone for good.
         last = run(argv);
         EXPECT_EQ(last.code, 1);
@@ -293,7 +293,7 @@ TEST_P(Unplug, UnderTheDemo) {
         last = run(argv);
         EXPECT_EQ(last.code, 0) << last.out << last.err;
     }
-    RecordProperty("in_the_middle", told ? "yes" : "no");
+    RecordProperty("in_the_middle", in_the_middle ? "yes" : "no");
     expect_works();
 }
 

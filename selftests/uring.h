@@ -27,7 +27,7 @@ class Uring {
 public:
     /* No ring; error() is 0. */
     Uring() = default;
-    /* error() tells whether there is one now. */
+    /* error() says whether there is one now. */
     explicit Uring(unsigned entries, unsigned flags = 0);
 
     int error() const { return error_; }

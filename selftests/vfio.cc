@@ -286,7 +286,7 @@ TEST_F(VfioCdev, UnbindWaitsForWhoHasItOpen) {
     Fd device;
     Fd iommufd;
     Mapped mapped;
-    dmaprobe_version version = {};
+    dmaprobe_get_info info = {};
 
     ASSERT_OK(mapped.make(s));
     ASSERT_OK(open_vfio(device, iommufd));
@@ -294,7 +294,7 @@ TEST_F(VfioCdev, UnbindWaitsForWhoHasItOpen) {
         unbind_driver(bdf);
         done = true;
     });
-    EXPECT_TRUE(wait_for([&] { return s(version) == ENODEV; }, seconds(10)));
+    EXPECT_TRUE(wait_for([&] { return s(info) == ENODEV; }, seconds(10)));
     std::this_thread::sleep_for(milliseconds(100));
     EXPECT_FALSE(done.load()) << "unbound while it is open";
     EXPECT_OK(device.close());
@@ -417,7 +417,7 @@ protected:
         }
     }
 
-    // By the driver's own file, which tells why it does not work. 0 or errno.
+    // By the driver's own file, which says why it does not work. 0 or errno.
     static int bind(const std::string& name, const std::string& driver) {
         if (!exists("/sys/bus/pci/drivers/" + driver))
             run({"modprobe", driver});
@@ -510,8 +510,16 @@ TEST_F(SharedGroupOrVfio, BoundIsNotClaimedByVfio) {
             EXPECT_TRUE(err == EPERM || err == EBUSY) << err;
             let_go();
         }
-        if (s.translated())
-            expect_leads_to(mapped.map.dma_addr, page_size(), mapped.buffer, 0);
+    }
+    if (s.translated()) {
+        std::vector<Extent> got;
+
+        // Another driver could map and unmap in the domain meanwhile.
+        EXPECT_ERRNO(s.translate(got, mapped.map.dma_addr, page_size()), EBUSY);
+        ASSERT_OK(unbind_driver(second));
+        expect_leads_to(mapped.map.dma_addr, page_size(), mapped.buffer, 0);
+        ASSERT_OK(bind(second, "vfio-pci"));
+        EXPECT_ERRNO(s.translate(got, mapped.map.dma_addr, page_size()), EBUSY);
     }
     ASSERT_OK(s.close());
     ASSERT_OK(unbind_driver(first));
@@ -575,6 +583,52 @@ TEST_F(SharedGroupOrVfio, RaceForTheGroup) {
     EXPECT_EQ(stolen.load(), 0) << "VFIO had the group of a device with mappings";
 }
 
+// VFIO resets the functions of a slot or a bus together, so that whoever has one of them
+// enabled keeps the others from it.
+TEST_F(SharedGroup, EnabledOrResetTogether) {
+    Fd device;
+    Fd iommufd;
+
+    if (fs::canonical(pci_path(first)).parent_path() !=
+        fs::canonical(pci_path(second)).parent_path())
+        GTEST_SKIP() << "the two functions are not of one bus";
+    ASSERT_OK(bind(first, driver_name));
+    ASSERT_OK(bind(second, driver_name));
+    Raw one = Raw::open(first);
+    const Raw two = Raw::open(second);
+    ASSERT_TRUE(one && two);
+    // Both by sessions.
+    EXPECT_OK(enable(one, true));
+    EXPECT_OK(enable(two, true));
+    if (!exists("/dev/iommu") || cdev_of(first).empty()) {
+        EXPECT_OK(enable(two, false));
+    } else {
+        // One is enabled, and VFIO opens the other.
+        EXPECT_OK(enable(one, false));
+        EXPECT_ERRNO(open_cdev(first, device, iommufd), EBUSY) << "the second is enabled";
+        device.close();
+        EXPECT_OK(enable(two, false));
+        // VFIO has one open, and a session enables either.
+        if (open_cdev(first, device, iommufd) == 0) {
+            EXPECT_ERRNO(enable(two, true), EBUSY);
+            EXPECT_ERRNO(enable(one, true), EBUSY);
+            device.close();
+            iommufd.close();
+        }
+    }
+    EXPECT_OK(enable(two, true));
+    EXPECT_OK(enable(two, false));
+    EXPECT_OK(one.close());
+
+    // A driver of VFIO's that does not know of sessions could open it at any time.
+    if (bind(first, "vfio-pci"))
+        GTEST_SKIP() << "there is no vfio-pci here";
+    EXPECT_ERRNO(enable(two, true), EBUSY) << "vfio-pci has the other function";
+    EXPECT_OK(enable(two, false));
+    ASSERT_OK(unbind_driver(first));
+    EXPECT_OK(enable(two, true)) << "nobody has it any more";
+}
+
 // Two devices, one domain: their addresses do not meet, and each has its own sessions.
 TEST_F(SharedGroup, BothBound) {
     ASSERT_OK(bind(first, driver_name));
@@ -593,7 +647,7 @@ TEST_F(SharedGroup, BothBound) {
             std::vector<Extent> got;
 
             EXPECT_NE(mine.map.dma_addr, theirs.map.dma_addr);
-            // What one has mapped, the other one reaches; it is not his, and nothing is told.
+            // What one has mapped, the other one reaches; it is not his, and no more is reported.
             ASSERT_OK(two.translate(got, mine.map.dma_addr, page_size()));
             ASSERT_EQ(got.size(), 1u);
             EXPECT_EQ(got[0].kind, uint32_t{DMAPROBE_EXTENT_FOREIGN});

@@ -135,7 +135,7 @@ private:
     /// What a DMA that is to fault asks for.
     [[nodiscard]] Size small_dma() const { return std::max(Size(4), engine_->traits().block); }
 
-    Result<std::vector<Extent>> look(Step& step, Iova from, Size length);
+    Result<std::vector<Extent>> look(Step& step, Iova from, Size length, bool phys = false);
     Result<void> check_whole(Step& step);
     Result<void> check_hole(Step& step);
     Result<void> check_no_faults(Step& step);
@@ -320,11 +320,11 @@ Json extent_json(const Extent& extent) {
             {"phys", extent.phys ? Json(hex(extent.phys->value())) : Json()}};
 }
 
-/// Translate a range, and tell its extents.
-Result<std::vector<Extent>> Demo::look(Step& step, Iova from, Size length) {
-    auto extents = dmaprobe::translate(*session_, from, length, {.phys = with_phys_});
+/// Translate a range, and report its extents; with `phys` by physical address, which needs a
+/// capability that the demo works without.
+Result<std::vector<Extent>> Demo::look(Step& step, Iova from, Size length, bool phys) {
+    auto extents = dmaprobe::translate(*session_, from, length, {.phys = phys && with_phys_});
     if (!extents && extents.error().code == EPERM && with_phys_) {
-        // Only an administrator is told physical addresses; the demo works without them.
         with_phys_ = false;
         extents = dmaprobe::translate(*session_, from, length);
     }
@@ -519,9 +519,9 @@ Result<void> Demo::open_session(Step& step) {
         return {};
     }
     session_ = std::move(*session);
-    const auto version = session_->version();
-    if (!version)
-        return std::unexpected(version.error());
+    const auto info = session_->info();
+    if (!info)
+        return std::unexpected(info.error());
     const auto limits = session_->limits();
     if (!limits)
         return std::unexpected(limits.error());
@@ -545,7 +545,7 @@ Result<void> Demo::open_session(Step& step) {
         return {};
     }
 
-    step.say("{}, ABI {}", session_->path(), version->abi);
+    step.say("{}, ABI {}", session_->path(), info->abi_version);
     step.say("IOMMU {} ({}){}, domain {}, granule {}", domain_.iommu, domain_.driver,
              machine_.empty() ? "" : std::format(", emulated ({})", machine_),
              to_string(domain_.type), size_text(domain_.granule()));
@@ -553,15 +553,15 @@ Result<void> Demo::open_session(Step& step) {
              limits_.dma_mask, limits_.coherent_dma_mask, size_text(limits_.max_mapping_size),
              limits_.merge_boundary);
     step.value("node", session_->path());
-    step.value("abi_version", version->abi);
+    step.value("abi_version", info->abi_version);
     step.value("iommu", domain_.iommu);
     step.value("iommu_driver", domain_.driver);
     step.value("domain", to_string(domain_.type));
     step.value("granule", domain_.granule().value());
     step.value("dma_mask", hex(limits_.dma_mask));
     step.value("merge_boundary", hex(limits_.merge_boundary));
-    if (version->abi < DMAPROBE_ABI_VERSION)
-        step.mismatch("the module speaks ABI {}, this tool needs {}", version->abi,
+    if (info->abi_version < DMAPROBE_ABI_VERSION)
+        step.mismatch("the module speaks ABI {}, this tool needs {}", info->abi_version,
                       DMAPROBE_ABI_VERSION);
     if (domain_.granule() > page_size_)
         skip_ = Skip{std::format("the IOMMU's granule of {} is larger than a page",
@@ -577,10 +577,14 @@ Result<void> Demo::find_engine(Step& step) {
     route_ = to_string(access_->route());
     // An engine may have memory of its own, so the mask comes first.
     const auto* traits = Engine::find(access_->ids());
-    const std::uint64_t mask = traits != nullptr ? traits->dma_mask : limits_.dma_mask;
-    if (traits != nullptr)
-        if (auto done = session_->set_mask(mask); !done)
-            return done;
+    const std::uint64_t reach = traits != nullptr ? traits->dma_mask : limits_.dma_mask;
+    std::uint64_t mask = reach;
+    if (traits != nullptr) {
+        const auto set = session_->set_mask_up_to(reach);
+        if (!set)
+            return std::unexpected(set.error());
+        mask = *set;
+    }
     auto engine = Engine::probe(*session_, *access_);
     if (!engine) {
         if (engine.error().code == ENOTSUP)
@@ -608,8 +612,9 @@ Result<void> Demo::find_engine(Step& step) {
     step.say("BARs and config space through {}: {}", route_, access_->why());
     step.say("{:04x}:{:04x} is {}{}", access_->ids().vendor, access_->ids().device,
              engine_->traits().description, engine_->emulated() ? ", which is emulated" : "");
-    step.say("it reaches {} bits of addresses, so the DMA mask is now {:#x}", std::bit_width(mask),
-             limits_.dma_mask);
+    step.say("it reaches {} bits of addresses, so the DMA mask is now {:#x}{}",
+             std::bit_width(reach), limits_.dma_mask,
+             mask == reach ? "" : ": more than 32 bits need CAP_SYS_RAWIO");
     step.value("route", route_);
     step.value("why", access_->why());
     step.value("engine", engine_->name());
@@ -641,7 +646,7 @@ Result<void> Demo::make_memory(Step& step) {
 }
 
 Result<void> Demo::alloc_iova(Step& step) {
-    auto space = IovaSpace::try_alloc(*session_, page(nr_pages));
+    auto space = IovaSpace::alloc(*session_, page(nr_pages));
     if (!space) {
         if (space.error().code == EOPNOTSUPP)
             skip_ = Skip{space.error().message()};
@@ -655,8 +660,8 @@ Result<void> Demo::alloc_iova(Step& step) {
     step.value("length", page(nr_pages).value());
     if (iova_ == Iova())
         step.mismatch("the IOVA is 0");
-    if (last.value() > engine_->dma_mask())
-        step.mismatch("it lies beyond the mask {:#x}", engine_->dma_mask());
+    if (last.value() > limits_.dma_mask)
+        step.mismatch("it lies beyond the mask {:#x}", limits_.dma_mask);
     if (iova_.align_down(domain_.granule()) != iova_)
         step.mismatch("it does not start at a granule of {:#x}", domain_.granule().value());
     return check_hole(step);
@@ -695,7 +700,7 @@ Result<void> Demo::translate_all(Step& step) {
     // One by one, so that each page's own place in memory shows.
     std::vector<Extent> pages;
     for (std::uint64_t n = 0; n < nr_pages; ++n) {
-        const auto extents = look(step, at(n), page_size_);
+        const auto extents = look(step, at(n), page_size_, true);
         if (!extents)
             return std::unexpected(extents.error());
         const Extent& extent = extents->front();

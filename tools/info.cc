@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// dmaprobe info: what kernel, device and IOMMU offer. Its JSON obeys schema/info.schema.json.
+// dmaprobe info: what the kernel, the device and the IOMMU support. Its JSON obeys
+// schema/info.schema.json.
 #include <algorithm>
 #include <bit>
 #include <format>
@@ -28,10 +29,10 @@ using dmaprobe::Size;
 
 namespace {
 
-/// Everything that was found out, before any of it is told.
+/// Everything that was found out, before any of it is printed.
 struct Info {
     PciDevice device;
-    dmaprobe::Version version;
+    dmaprobe::Info module;
     std::string route; // empty when the device could not be opened
     std::string why;   // why this route, or why none
     std::optional<EngineTraits> engine;
@@ -56,10 +57,10 @@ std::expected<Info, Failure> gather(const Args& args) {
     if (!device)
         return std::unexpected(failure(device.error()));
     info.device = std::move(*device);
-    const auto version = session->version();
-    if (!version)
-        return std::unexpected(failure(version.error()));
-    info.version = *version;
+    const auto module = session->info();
+    if (!module)
+        return std::unexpected(failure(module.error()));
+    info.module = *module;
     const auto limits = session->limits();
     if (!limits)
         return std::unexpected(failure(limits.error()));
@@ -68,10 +69,7 @@ std::expected<Info, Failure> gather(const Args& args) {
     if (!domain)
         return std::unexpected(failure(domain.error()));
     info.domain = std::move(*domain);
-    auto calls = session->calls();
-    if (!calls)
-        return std::unexpected(failure(calls.error()));
-    info.calls = std::move(*calls);
+    info.calls = dmaprobe::kernel_calls(info.module);
     info.machine = virtual_machine();
 
     // Somebody else may have the device open; all the rest is worth telling then too.
@@ -147,7 +145,7 @@ Json to_json(const Info& info) {
     return {{"device", device_json(info.device)},
             {"kernel", kernel_release()},
             {"virtual_machine", or_null(info.machine)},
-            {"abi", {{"module", info.version.abi}, {"tool", DMAPROBE_ABI_VERSION}}},
+            {"abi", {{"module", info.module.abi_version}, {"tool", DMAPROBE_ABI_VERSION}}},
             {"access", {{"route", or_null(info.route)}, {"why", info.why}}},
             {"engine", engine_json(info)},
             {"limits", limits_json(info.limits)},
@@ -270,6 +268,7 @@ void tell_calls(const std::vector<Call>& calls) {
     for (const auto& [status, title] :
          {Section{CallStatus::offered, "Calls of the kernel that can be driven"},
           Section{CallStatus::missing, "Calls that this kernel lacks"},
+          Section{CallStatus::not_driven, "Calls that no command drives"},
           Section{CallStatus::gone, "Calls of older kernels that are gone"}}) {
         if (std::ranges::find(calls, status, &Call::status) == calls.end())
             continue;
@@ -287,7 +286,7 @@ void tell(const Info& info) {
     line("id", std::format("{:04x}:{:04x}, class {:06x}", device.vendor, device.device,
                            device.class_code));
     line("kernel", kernel_release());
-    line("ABI", std::format("module {}, tool {}", info.version.abi, DMAPROBE_ABI_VERSION));
+    line("ABI", std::format("module {}, tool {}", info.module.abi_version, DMAPROBE_ABI_VERSION));
     line("BARs through",
          std::format("{}: {}", info.route.empty() ? "nothing" : info.route, info.why));
     if (device.group) {

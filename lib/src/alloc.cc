@@ -109,23 +109,15 @@ Alloc::~Alloc() {
     unmap_memory();
     if (id_ == 0)
         return;
-    dmaprobe_alloc_free arg{};
-    arg.id = id_;
-    best_effort(channel_->call(DMAPROBE_ALLOC_FREE, "alloc_free", arg));
+    best_effort(destroy(*channel_, id_));
 }
 
 Result<void> Alloc::free() {
     if (id_ == 0)
         return {};
-    const bool mapped = !memory_.empty();
-    unmap_memory();
-    dmaprobe_alloc_free arg{};
-    arg.id = id_;
-    auto done = channel_->call(DMAPROBE_ALLOC_FREE, "alloc_free", arg);
+    auto done = destroy_mmapped(*channel_, id_, memory_, mmap_offset_);
     if (done || is_gone(done.error()))
         end();
-    else if (mapped)
-        best_effort(map_memory());
     return done;
 }
 
@@ -151,15 +143,15 @@ Result<std::vector<Segment>> Alloc::segments() const {
 
 Result<std::vector<AllocPiece>> Alloc::pieces(bool phys) const {
     if (id_ == 0)
-        return std::unexpected(Error{EBADF, "sgtable", std::string(gone)});
+        return std::unexpected(Error{EBADF, "get_sgtable", std::string(gone)});
     std::vector<dmaprobe_sgtable_entry> room(std::max(nr_pieces_, 1U));
     for (;;) {
-        dmaprobe_sgtable arg{};
+        dmaprobe_get_sgtable arg{};
         arg.flags = phys ? DMAPROBE_SGTABLE_PHYS : 0;
         arg.id = id_;
         arg.nr_entries = static_cast<std::uint32_t>(room.size());
         arg.entries = reinterpret_cast<std::uintptr_t>(room.data());
-        if (auto done = channel_->call(DMAPROBE_SGTABLE, "sgtable", arg); !done)
+        if (auto done = channel_->call(DMAPROBE_GET_SGTABLE, "get_sgtable", arg); !done)
             return std::unexpected(std::move(done.error()));
         // More of them than there was room for: once more, with enough.
         if (arg.nr_entries > room.size()) {

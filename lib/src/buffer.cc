@@ -19,12 +19,6 @@ namespace {
 
 constexpr std::string_view gone = "the buffer is closed";
 
-Result<void> free_buffer(const Channel& channel, std::uint32_t id) {
-    dmaprobe_buffer_free arg{};
-    arg.id = id;
-    return channel.call(DMAPROBE_BUFFER_FREE, "buffer_free", arg);
-}
-
 } // namespace
 
 std::string_view to_string(BufferKind kind) noexcept {
@@ -122,14 +116,19 @@ Buffer::~Buffer() {
 }
 
 void Buffer::release() noexcept {
+    unmap_memory();
     if (id_ != 0)
-        best_effort(free_buffer(*channel_, id_));
-    forget();
+        best_effort(destroy(*channel_, id_));
+    end();
 }
 
-void Buffer::forget() noexcept {
+void Buffer::unmap_memory() noexcept {
     if (!memory_.empty() && kind_ != BufferKind::pinned)
         ::munmap(memory_.data(), memory_.size());
+    memory_ = {};
+}
+
+void Buffer::end() noexcept {
     memory_ = {};
     length_ = Size();
     id_ = 0;
@@ -139,9 +138,11 @@ void Buffer::forget() noexcept {
 Result<void> Buffer::close() {
     if (id_ == 0)
         return {};
-    auto done = free_buffer(*channel_, id_);
+    auto done = kind_ == BufferKind::pinned
+                    ? destroy(*channel_, id_)
+                    : destroy_mmapped(*channel_, id_, memory_, mmap_offset_);
     if (done || is_gone(done.error()))
-        forget();
+        end();
     return done;
 }
 

@@ -122,9 +122,10 @@ Result<void> CallList::result(std::size_t call) const {
     const int error = code(call);
     if (error == 0)
         return {};
-    return std::unexpected(
-        Error{error, state_->notes[call].op,
-              error == ECANCELED ? std::format("call {} was not made", call) : std::string()});
+    return std::unexpected(Error{error, state_->notes[call].op,
+                                 error == ECANCELED
+                                     ? std::format("call {} was not made", call)
+                                     : std::string(explain(state_->ops[call].command, error))});
 }
 
 Result<std::uint32_t> CallList::id_of(std::size_t call) const {
@@ -162,9 +163,8 @@ Ref<Buffer> CallList::buffer_pin(std::span<std::byte> memory) {
     return made<Buffer>(arg.id, nullptr);
 }
 
-std::size_t CallList::buffer_free(const Ref<Buffer>& buffer) {
-    add<dmaprobe_buffer_free>(DMAPROBE_BUFFER_FREE, "buffer_free").id =
-        resolve(buffer, "buffer_free");
+std::size_t CallList::destroy_id(std::uint32_t id) {
+    add<dmaprobe_destroy>(DMAPROBE_DESTROY, "destroy").id = id;
     return size() - 1;
 }
 
@@ -191,8 +191,10 @@ Ref<Mapping> CallList::map_resource(unsigned bar, Size offset, Size length, Dire
     return made<Mapping>(arg.id, reinterpret_cast<const std::uint64_t*>(&arg.dma_addr));
 }
 
-std::size_t CallList::unmap(const Ref<Mapping>& mapping) {
-    add<dmaprobe_unmap>(DMAPROBE_UNMAP, "unmap").id = resolve(mapping, "unmap");
+std::size_t CallList::unmap(const Ref<Mapping>& mapping, Attr attrs) {
+    auto& arg = add<dmaprobe_unmap>(DMAPROBE_UNMAP, "unmap");
+    arg.id = resolve(mapping, "unmap");
+    arg.attrs = static_cast<std::uint64_t>(attrs);
     return size() - 1;
 }
 
@@ -304,11 +306,6 @@ Ref<Alloc> CallList::alloc(AllocKind kind, Size length, const AllocOptions& opti
     return made<Alloc>(arg.id, reinterpret_cast<const std::uint64_t*>(&arg.dma_addr));
 }
 
-std::size_t CallList::alloc_free(const Ref<Alloc>& alloc) {
-    add<dmaprobe_alloc_free>(DMAPROBE_ALLOC_FREE, "alloc_free").id = resolve(alloc, "alloc_free");
-    return size() - 1;
-}
-
 Ref<Pool> CallList::pool_create(Size block_size, Size align, Size boundary) {
     auto& arg = add<dmaprobe_pool_create>(DMAPROBE_POOL_CREATE, "pool_create");
     arg.block_size = block_size.value();
@@ -317,21 +314,10 @@ Ref<Pool> CallList::pool_create(Size block_size, Size align, Size boundary) {
     return made<Pool>(arg.id, nullptr);
 }
 
-std::size_t CallList::pool_destroy(const Ref<Pool>& pool) {
-    add<dmaprobe_pool_destroy>(DMAPROBE_POOL_DESTROY, "pool_destroy").id =
-        resolve(pool, "pool_destroy");
-    return size() - 1;
-}
-
 Ref<PoolBlock> CallList::pool_alloc(const Ref<Pool>& pool) {
     auto& arg = add<dmaprobe_pool_alloc>(DMAPROBE_POOL_ALLOC, "pool_alloc");
     arg.pool_id = resolve(pool, "pool_alloc");
     return made<PoolBlock>(arg.id, reinterpret_cast<const std::uint64_t*>(&arg.dma_addr));
-}
-
-std::size_t CallList::pool_free(const Ref<PoolBlock>& block) {
-    add<dmaprobe_pool_free>(DMAPROBE_POOL_FREE, "pool_free").id = resolve(block, "pool_free");
-    return size() - 1;
 }
 
 std::size_t CallList::copy(std::uint32_t id, std::uint32_t dir, Size offset,

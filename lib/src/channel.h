@@ -49,6 +49,10 @@ private:
     std::unique_ptr<Ring> ring_;
 };
 
+/// What a command's errno means where that is more than the errno says, above all which capability
+/// the caller lacks. Empty where it is not. @param request the command
+std::string_view explain(unsigned long request, int code) noexcept;
+
 /// Whether an error says that device or session are gone, and with them all objects.
 inline bool is_gone(const Error& error) noexcept {
     return error.code == ENODEV || error.code == EBADF;

@@ -245,8 +245,8 @@ std::expected<std::string, std::string> find_vfio(const std::string& dir) {
 std::string explain_node(int code, const std::string& path) {
     switch (code) {
     case EBUSY:
-        return path +
-               " is in use: another program has it open, or a session has the device enabled";
+        return path + " is in use: another program has it open, or a session has the device "
+                      "enabled, or a function that VFIO resets together with it";
     case EAGAIN:
         return path + ": somebody else is resetting or removing the device";
     case EACCES:
@@ -266,8 +266,8 @@ Result<void> DeviceAccess::State::session_enable(bool on) const {
 }
 
 Result<void> DeviceAccess::State::session_present(std::string_view op) const {
-    dmaprobe_version arg{};
-    return channel->call(DMAPROBE_VERSION, op, arg);
+    dmaprobe_nop arg{};
+    return channel->call(DMAPROBE_NOP, op, arg);
 }
 
 Result<vfio_region_info> DeviceAccess::State::region(std::uint32_t index) const {

@@ -31,10 +31,13 @@ Result<void> unlink_range(const Channel& channel, std::uint32_t id, Size offset,
 
 } // namespace
 
-Result<IovaSpace> IovaSpace::alloc(const Session& session, Size length, std::uint32_t buffer_id,
-                                   Size buffer_offset) {
+Result<IovaSpace> IovaSpace::make(const Session& session, Size length, const Buffer* first,
+                                  Size buffer_offset, std::uint32_t flags) {
+    if (first != nullptr && first->id() == 0)
+        return std::unexpected(Error{EBADF, "iova_alloc", "the buffer is closed"});
     dmaprobe_iova_alloc arg{};
-    arg.buffer_id = buffer_id;
+    arg.flags = flags;
+    arg.buffer_id = first != nullptr ? first->id() : 0;
     arg.buffer_offset = buffer_offset.value();
     arg.length = length.value();
     if (auto done = session.call(DMAPROBE_IOVA_ALLOC, "iova_alloc", arg); !done)
@@ -47,15 +50,22 @@ Result<IovaSpace> IovaSpace::alloc(const Session& session, Size length, std::uin
     return space;
 }
 
+Result<IovaSpace> IovaSpace::alloc(const Session& session, Size length) {
+    return make(session, length, nullptr, Size(), 0);
+}
+
+Result<IovaSpace> IovaSpace::alloc(const Session& session, Size length, const Buffer& first,
+                                   Size buffer_offset) {
+    return make(session, length, &first, buffer_offset, 0);
+}
+
 Result<IovaSpace> IovaSpace::try_alloc(const Session& session, Size length) {
-    return alloc(session, length, 0, Size());
+    return make(session, length, nullptr, Size(), DMAPROBE_IOVA_ALLOC_TRY);
 }
 
 Result<IovaSpace> IovaSpace::try_alloc(const Session& session, Size length, const Buffer& first,
                                        Size buffer_offset) {
-    if (first.id() == 0)
-        return std::unexpected(Error{EBADF, "iova_alloc", "the buffer is closed"});
-    return alloc(session, length, first.id(), buffer_offset);
+    return make(session, length, &first, buffer_offset, DMAPROBE_IOVA_ALLOC_TRY);
 }
 
 IovaSpace::IovaSpace(IovaSpace&& other) noexcept
@@ -178,10 +188,10 @@ Result<void> IovaSpace::destroy(Size mapped_len, Direction direction, Attr attrs
 
 Result<IovaState> IovaSpace::state() const {
     if (id_ == 0)
-        return ended("iova_state");
-    dmaprobe_iova_state arg{};
+        return ended("get_iova_state");
+    dmaprobe_get_iova_state arg{};
     arg.id = id_;
-    if (auto done = channel_->call(DMAPROBE_IOVA_STATE, "iova_state", arg); !done)
+    if (auto done = channel_->call(DMAPROBE_GET_IOVA_STATE, "get_iova_state", arg); !done)
         return std::unexpected(std::move(done.error()));
     return IovaState{arg.use != 0,     Iova(arg.addr), Size(arg.length),
                      Size(arg.linked), arg.nr_links,   arg.bounced != 0};

@@ -59,6 +59,7 @@ Result<Mapping> Mapping::map(const Buffer& buffer, MapKind kind, Size buffer_off
     mapping.id_ = arg.id;
     mapping.kind_ = kind;
     mapping.direction_ = direction;
+    mapping.attrs_ = attrs;
     mapping.need_sync_ = arg.need_sync != 0;
     mapping.dma_addr_ = Iova(arg.dma_addr);
     mapping.length_ = length;
@@ -81,7 +82,10 @@ Result<Mapping> Mapping::map_sg(std::span<const SgEntry> entries, SgKind kind, D
             return std::unexpected(Error{EBADF, "map_sg", "a buffer is closed"});
         if (buffer.channel() != channel)
             return std::unexpected(Error{ENOENT, "map_sg", "a buffer is another session's"});
-        list.push_back({buffer.id(), 0, entry.offset.value(), entry.length.value()});
+        list.push_back({.offset = entry.offset.value(),
+                        .length = entry.length.value(),
+                        .buffer_id = buffer.id(),
+                        .__reserved = 0});
         length += entry.length;
     }
     dmaprobe_map_sg arg{};
@@ -98,6 +102,7 @@ Result<Mapping> Mapping::map_sg(std::span<const SgEntry> entries, SgKind kind, D
     mapping.id_ = arg.id;
     mapping.kind_ = kind == SgKind::list ? MapKind::sg_list : MapKind::sg_table;
     mapping.direction_ = direction;
+    mapping.attrs_ = attrs;
     mapping.need_sync_ = arg.need_sync != 0;
     mapping.nr_segments_ = arg.nr_segments;
     mapping.length_ = length;
@@ -120,6 +125,7 @@ Result<Mapping> Mapping::map_resource(const Session& session, unsigned bar, Size
     mapping.id_ = arg.id;
     mapping.kind_ = MapKind::resource;
     mapping.direction_ = direction;
+    mapping.attrs_ = attrs;
     mapping.dma_addr_ = Iova(arg.dma_addr);
     mapping.length_ = length;
     return mapping;
@@ -144,8 +150,8 @@ Result<Mapping> Mapping::import_dmabuf(const Session& session, int fd, Direction
 
 Mapping::Mapping(Mapping&& other) noexcept
     : channel_(std::move(other.channel_)), id_(std::exchange(other.id_, 0)), kind_(other.kind_),
-      direction_(other.direction_), need_sync_(other.need_sync_), nr_segments_(other.nr_segments_),
-      dma_addr_(other.dma_addr_), length_(other.length_) {}
+      direction_(other.direction_), attrs_(other.attrs_), need_sync_(other.need_sync_),
+      nr_segments_(other.nr_segments_), dma_addr_(other.dma_addr_), length_(other.length_) {}
 
 Mapping& Mapping::operator=(Mapping&& other) noexcept {
     if (this != &other) {
@@ -154,6 +160,7 @@ Mapping& Mapping::operator=(Mapping&& other) noexcept {
         id_ = std::exchange(other.id_, 0);
         kind_ = other.kind_;
         direction_ = other.direction_;
+        attrs_ = other.attrs_;
         need_sync_ = other.need_sync_;
         nr_segments_ = other.nr_segments_;
         dma_addr_ = other.dma_addr_;
@@ -166,10 +173,11 @@ Mapping::~Mapping() {
     best_effort(unmap());
 }
 
-Result<void> Mapping::unmap() {
+Result<void> Mapping::unmap(Attr attrs) {
     if (id_ == 0)
         return {};
     dmaprobe_unmap arg{};
+    arg.attrs = static_cast<std::uint64_t>(attrs);
     arg.id = id_;
     auto done = channel_->call(DMAPROBE_UNMAP, "unmap", arg);
     if (done || is_gone(done.error())) {

@@ -41,9 +41,7 @@ PoolBlock::~PoolBlock() {
 Result<void> PoolBlock::free() {
     if (id_ == 0)
         return {};
-    dmaprobe_pool_free arg{};
-    arg.id = id_;
-    auto done = channel_->call(DMAPROBE_POOL_FREE, "pool_free", arg);
+    auto done = dmaprobe::destroy(*channel_, id_);
     if (done || is_gone(done.error())) {
         id_ = 0;
         channel_.reset();
@@ -109,9 +107,7 @@ Result<PoolBlock> Pool::alloc() const {
 Result<void> Pool::destroy() {
     if (id_ == 0)
         return {};
-    dmaprobe_pool_destroy arg{};
-    arg.id = id_;
-    auto done = channel_->call(DMAPROBE_POOL_DESTROY, "pool_destroy", arg);
+    auto done = dmaprobe::destroy(*channel_, id_);
     if (done || is_gone(done.error())) {
         id_ = 0;
         channel_.reset();

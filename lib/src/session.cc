@@ -54,7 +54,60 @@ Result<void> Channel::call(unsigned long request, std::string_view op, void* arg
     if (!done && done.error().code == ENODEV)
         done.error().detail =
             std::format("{} was unplugged, or unbound from dmaprobe", bdf_.to_string());
+    else if (!done && done.error().detail.empty())
+        done.error().detail = explain(request, done.error().code);
     return done;
+}
+
+std::string_view explain(unsigned long request, int code) noexcept {
+    if (code == EBUSY) {
+        switch (request) {
+        case DMAPROBE_TRANSLATE:
+            return "another driver has a function of the device's IOMMU group";
+        case DMAPROBE_ENABLE:
+            return "VFIO has open a function that it resets together with this one, or another "
+                   "VFIO driver has it";
+        default:
+            return {};
+        }
+    }
+    if (code != EPERM)
+        return {};
+    constexpr std::string_view widened =
+        "a privileged session has widened the device's limits; using it needs CAP_SYS_RAWIO until "
+        "its last session closes";
+    switch (request) {
+    case DMAPROBE_SET_MASK:
+        return "a mask of more bits than the module's unprivileged_mask_bits (32) needs "
+               "CAP_SYS_RAWIO";
+    case DMAPROBE_SET_SEGMENTS:
+        return "setting the limits of segments needs CAP_SYS_RAWIO";
+    case DMAPROBE_ENABLE:
+        return "another user had the device enabled last and it cannot be reset; enabling it needs "
+               "CAP_SYS_RAWIO";
+    case DMAPROBE_TRANSLATE:
+    case DMAPROBE_GET_SGTABLE:
+        return "physical addresses need CAP_SYS_ADMIN";
+    case DMAPROBE_POOL_CREATE:
+        return "a pool needs CAP_SYS_RAWIO";
+    case DMAPROBE_IOVA_ALLOC:
+        return "more than 1 GiB of IOVA space needs CAP_SYS_RAWIO, and so does any of it after a "
+               "privileged session has widened the device's limits";
+    case DMAPROBE_MAP:
+        return "the attribute cc_shared needs CAP_SYS_RAWIO, and so does any mapping after a "
+               "privileged session has widened the device's limits";
+    case DMAPROBE_MAP_SG:
+    case DMAPROBE_MAP_RESOURCE:
+    case DMAPROBE_MAP_DMABUF:
+    case DMAPROBE_ALLOC:
+    case DMAPROBE_POOL_ALLOC:
+        return widened;
+    case DMAPROBE_IOVA_LINK:
+        return "part of the range must be bounced, which the attributes forbid; or a privileged "
+               "session has widened the device's limits, so that a link needs CAP_SYS_RAWIO";
+    default:
+        return {};
+    }
 }
 
 std::string_view to_string(Transport transport) noexcept {
@@ -172,11 +225,14 @@ Result<void> Session::call(unsigned long request, std::string_view op, void* arg
     return channel_->call(request, op, arg);
 }
 
-Result<Version> Session::version() const {
-    dmaprobe_version arg{};
-    if (auto done = call(DMAPROBE_VERSION, "version", arg); !done)
+Result<Info> Session::info() const {
+    dmaprobe_get_info arg{};
+    if (auto done = call(DMAPROBE_GET_INFO, "get_info", arg); !done)
         return std::unexpected(std::move(done.error()));
-    return Version{arg.abi_version, arg.nr_calls};
+    return Info{.abi_version = arg.abi_version,
+                .dma_iova = (arg.features & DMAPROBE_FEATURE_DMA_IOVA) != 0,
+                .map_phys = (arg.features & DMAPROBE_FEATURE_MAP_PHYS) != 0,
+                .attrs = Attr(arg.attrs)};
 }
 
 namespace {
@@ -190,18 +246,10 @@ std::string text(const char (&array)[n]) {
 } // namespace
 
 Result<std::vector<Call>> Session::calls() const {
-    const auto known = version();
-    if (!known)
-        return std::unexpected(known.error());
-    std::vector<Call> list;
-    for (std::uint32_t index = 0; index < known->nr_calls; ++index) {
-        dmaprobe_call arg{};
-        arg.index = index;
-        if (auto done = call(DMAPROBE_CALL, "call", arg); !done)
-            return std::unexpected(std::move(done.error()));
-        list.push_back({text(arg.name), static_cast<CallStatus>(arg.status), text(arg.detail)});
-    }
-    return list;
+    const auto offered = info();
+    if (!offered)
+        return std::unexpected(offered.error());
+    return kernel_calls(*offered);
 }
 
 Result<Call> Session::find_call(std::string_view kernel_function) const {
@@ -211,13 +259,14 @@ Result<Call> Session::find_call(std::string_view kernel_function) const {
     const auto found = std::ranges::find(*list, kernel_function, &Call::name);
     if (found == list->end())
         return std::unexpected(
-            Error{ENOENT, "call", std::format("the module does not know {}", kernel_function)});
+            Error{ENOENT, "find_call",
+                  std::format("{} is not in the list of the kernel's calls", kernel_function)});
     return std::move(*found);
 }
 
 Result<Limits> Session::limits() const {
-    dmaprobe_limits arg{};
-    if (auto done = call(DMAPROBE_LIMITS, "limits", arg); !done)
+    dmaprobe_get_limits arg{};
+    if (auto done = call(DMAPROBE_GET_LIMITS, "get_limits", arg); !done)
         return std::unexpected(std::move(done.error()));
     Limits limits;
     limits.coherent = (arg.props & DMAPROBE_DEVICE_COHERENT) != 0;
@@ -243,10 +292,10 @@ Result<Limits> Session::limits() const {
 Result<Domain> Session::domain() const {
     std::vector<dmaprobe_resv_region> room(16);
     for (;;) {
-        dmaprobe_domain arg{};
+        dmaprobe_get_domain arg{};
         arg.nr_regions = static_cast<std::uint32_t>(room.size());
         arg.regions = reinterpret_cast<std::uintptr_t>(room.data());
-        if (auto done = call(DMAPROBE_DOMAIN, "domain", arg); !done)
+        if (auto done = call(DMAPROBE_GET_DOMAIN, "get_domain", arg); !done)
             return std::unexpected(std::move(done.error()));
         // More of them than there was room for: once more, with enough.
         if (arg.nr_regions > room.size()) {
@@ -275,6 +324,18 @@ Result<void> Session::set_mask(std::uint64_t mask, Mask which) const {
     return call(DMAPROBE_SET_MASK, "set_mask", arg);
 }
 
+Result<std::uint64_t> Session::set_mask_up_to(std::uint64_t mask, Mask which) const {
+    constexpr std::uint64_t unprivileged = std::numeric_limits<std::uint32_t>::max();
+    auto done = set_mask(mask, which);
+    if (!done && done.error().code == EPERM && mask > unprivileged) {
+        mask = unprivileged;
+        done = set_mask(mask, which);
+    }
+    if (!done)
+        return std::unexpected(std::move(done.error()));
+    return mask;
+}
+
 Result<void> Session::set_segments(const SegmentLimits& limits) const {
     dmaprobe_set_segments arg{};
     if (limits.max_size) {
@@ -295,8 +356,8 @@ Result<void> Session::set_segments(const SegmentLimits& limits) const {
 }
 
 Result<Stats> Session::stats() const {
-    dmaprobe_stats arg{};
-    if (auto done = call(DMAPROBE_STATS, "stats", arg); !done)
+    dmaprobe_get_stats arg{};
+    if (auto done = call(DMAPROBE_GET_STATS, "get_stats", arg); !done)
         return std::unexpected(std::move(done.error()));
     return Stats{arg.nr_buffers, arg.nr_mappings, arg.nr_iovas,      arg.nr_allocs,
                  arg.nr_pools,   arg.nr_blocks,   Size(arg.charged), Size(arg.pinned)};

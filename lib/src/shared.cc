@@ -7,6 +7,8 @@
 #include <string>
 #include <utility>
 
+#include <sys/mman.h>
+
 #include <linux/dmaprobe.h>
 
 namespace dmaprobe {
@@ -57,14 +59,14 @@ Result<void> sync_range(const Channel* channel, std::uint32_t id, std::uint32_t 
 Result<std::vector<Segment>> list_segments(const Channel* channel, std::uint32_t id,
                                            std::size_t expected, std::string_view gone) {
     if (id == 0)
-        return ended("segments", gone);
+        return ended("get_segments", gone);
     std::vector<dmaprobe_segment> room(std::max<std::size_t>(expected, 1));
     for (;;) {
-        dmaprobe_segments arg{};
+        dmaprobe_get_segments arg{};
         arg.id = id;
         arg.nr_segments = static_cast<std::uint32_t>(room.size());
         arg.segments = reinterpret_cast<std::uintptr_t>(room.data());
-        if (auto done = channel->call(DMAPROBE_SEGMENTS, "segments", arg); !done)
+        if (auto done = channel->call(DMAPROBE_GET_SEGMENTS, "get_segments", arg); !done)
             return std::unexpected(std::move(done.error()));
         // More of them than there was room for: once more, with enough.
         if (arg.nr_segments > room.size()) {
@@ -77,6 +79,32 @@ Result<std::vector<Segment>> list_segments(const Channel* channel, std::uint32_t
             segments.push_back({Iova(raw.dma_addr), Size(raw.length)});
         return segments;
     }
+}
+
+Result<void> destroy(const Channel& channel, std::uint32_t id) {
+    dmaprobe_destroy arg{};
+    arg.id = id;
+    return channel.call(DMAPROBE_DESTROY, "destroy", arg);
+}
+
+Result<void> destroy_mmapped(const Channel& channel, std::uint32_t id, std::span<std::byte>& memory,
+                             std::uint64_t mmap_offset) {
+    if (memory.empty())
+        return destroy(channel, id);
+    // A mapping without access takes the place of the object's at once, so that nobody else gets
+    // the addresses while the program may still have to be given the memory back.
+    if (::mmap(memory.data(), memory.size(), PROT_NONE,
+               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
+        return std::unexpected(Error{errno, "destroy", "the memory cannot be unmapped"});
+    auto done = destroy(channel, id);
+    const bool stays = !done && !is_gone(done.error());
+    if (stays &&
+        ::mmap(memory.data(), memory.size(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+               channel.fd(), static_cast<off_t>(mmap_offset)) != MAP_FAILED)
+        return done;
+    ::munmap(memory.data(), memory.size());
+    memory = {};
+    return done;
 }
 
 } // namespace dmaprobe

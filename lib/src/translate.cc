@@ -53,10 +53,11 @@ Extent from_abi(const dmaprobe_extent& raw, bool with_phys) {
     return extent;
 }
 
-/// Whether `next` continues `last`, as the module joins granules inside one answer.
+/// Whether `next` continues `last`, by the rules that the module joins granules by. Inside one
+/// answer it has done so; what an answer that was full cut is joined here.
 ///
-/// Without physical addresses there is no telling whether two foreign extents are neighbours in
-/// memory. The module's own joining is then cut where an answer was full.
+/// Without physical addresses nothing shows whether two foreign extents are neighbours in memory,
+/// so they stay two.
 bool continues(const Extent& last, const Extent& next) {
     if (last.kind != next.kind || last.iova + last.length != next.iova)
         return false;
@@ -65,7 +66,8 @@ bool continues(const Extent& last, const Extent& next) {
         return true;
     case ExtentKind::buffer:
         return last.buffer_id == next.buffer_id &&
-               last.buffer_offset + last.length == next.buffer_offset;
+               last.buffer_offset + last.length == next.buffer_offset &&
+               (!last.phys || (next.phys && *last.phys + last.length == *next.phys));
     case ExtentKind::foreign:
         return last.phys && next.phys && *last.phys + last.length == *next.phys;
     }

@@ -62,6 +62,7 @@ constexpr std::array attr_names{
     AttrName{Attr::privileged, "privileged"},
     AttrName{Attr::mmio, "mmio"},
     AttrName{Attr::require_coherent, "require_coherent"},
+    AttrName{Attr::cc_shared, "cc_shared"},
 };
 
 constexpr bool is(Attr attr, std::uint64_t abi) {
@@ -78,6 +79,7 @@ static_assert(is(Attr::no_warn, DMAPROBE_ATTR_NO_WARN));
 static_assert(is(Attr::privileged, DMAPROBE_ATTR_PRIVILEGED));
 static_assert(is(Attr::mmio, DMAPROBE_ATTR_MMIO));
 static_assert(is(Attr::require_coherent, DMAPROBE_ATTR_REQUIRE_COHERENT));
+static_assert(is(Attr::cc_shared, DMAPROBE_ATTR_CC_SHARED));
 
 } // namespace
 
@@ -132,6 +134,8 @@ std::string_view to_string(CallStatus status) noexcept {
         return "missing";
     case CallStatus::gone:
         return "gone";
+    case CallStatus::not_driven:
+        return "not-driven";
     }
     return "unknown";
 }

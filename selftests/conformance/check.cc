@@ -12,16 +12,6 @@ namespace conformance {
 
 namespace {
 
-/// The library tells calls of the kernel that are not there by a session.
-std::string missing(const dp::Session& session, std::string_view call) {
-    const auto found = session.find_call(call);
-    if (!found)
-        return found.error().message();
-    return found->status == dp::CallStatus::offered
-               ? ""
-               : std::format("{}: {}", found->name, found->detail);
-}
-
 std::vector<std::byte> random_bytes(std::size_t length) {
     static std::mt19937 random(20260101);
     std::vector<std::byte> bytes(length);
@@ -52,9 +42,9 @@ void Check::SetUp() {
     auto opened = dp::Session::open(bdf);
     ASSERT_WORKS(opened);
     session.emplace(std::move(*opened));
-    const auto told = session->limits();
-    ASSERT_WORKS(told);
-    limits = *told;
+    const auto got = session->limits();
+    ASSERT_WORKS(got);
+    limits = *got;
     auto found = session->domain();
     ASSERT_WORKS(found);
     domain = std::move(*found);
@@ -62,8 +52,13 @@ void Check::SetUp() {
 }
 
 std::string Check::lacks(Way way) const {
-    if (std::string why = missing(*session, call_of(way)); !why.empty())
-        return why;
+    const auto info = session->info();
+    if (!info)
+        return info.error().message();
+    if (way == Way::phys && !info->map_phys)
+        return "dma_map_phys(): this kernel is older than Linux 6.18";
+    if (way == Way::linked && !info->dma_iova)
+        return "dma_iova_*(): this kernel is older than Linux 6.16";
     if (way == Way::linked && !limits.iommu)
         return "no IOMMU translates for the device";
     return "";
@@ -73,7 +68,7 @@ void DeviceCheck::SetUp() {
     Check::SetUp();
     if (IsSkipped() || HasFatalFailure())
         return;
-    // Who ran before may have used up what the kernel tells in 5 s.
+    // Who ran before may have used up what the kernel reports in 5 s.
     static const bool once = (selftest::Faults(selftest::Faults::all), true);
     std::ignore = once;
     auto reached = dp::DeviceAccess::open(*session);
@@ -180,20 +175,20 @@ void DeviceCheck::expect_fault(Iova at, dp::FaultAccess wanted) {
     ASSERT_WORKS(fault);
     value("fault", fault->raw);
     value("fault_reason", fault->reason);
-    std::string tells = "a fault";
+    std::string reports = "a fault";
     if (fault->bdf)
-        tells += ", device";
+        reports += ", device";
     if (fault->iova) {
-        tells += ", address";
-        // VT-d tells 4 KiB pages.
+        reports += ", address";
+        // VT-d reports 4 KiB pages.
         EXPECT_EQ(fault->iova->align_down(Size(granule)), at.align_down(Size(granule)));
     }
     if (fault->access != dp::FaultAccess::unknown) {
-        tells += ", read or write";
+        reports += ", read or write";
         EXPECT_EQ(dp::to_string(fault->access), dp::to_string(wanted));
     }
-    // What is missing, the platform does not tell.
-    value("fault_tells", tells);
+    // What is missing, the platform does not report.
+    value("fault_tells", reports);
 }
 
 void DeviceCheck::expect_no_fault() {

@@ -38,7 +38,7 @@ using selftest::Way;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-/* What a check tells besides its verdict; each in the check that is running. */
+/* What a check reports besides its verdict; each in the check that is running. */
 void rule(const std::string& text, const std::string& defined);
 void quirk(const std::string& text);
 void value(const std::string& name, const std::string& text);
@@ -47,10 +47,10 @@ void value(const std::string& name, const std::string& text);
 enum class Read {
     same,    /* it read what was there */
     other,   /* it read something else */
-    unknown, /* the device cannot tell */
+    unknown, /* the device cannot say */
 };
 
-/* A session without an engine: what the kernel tells by itself. */
+/* A session without an engine: what the kernel reports by itself. */
 class Check : public testing::Test {
 protected:
     void SetUp() override;
@@ -78,10 +78,11 @@ protected:
     /* What the device has in its memory. */
     const std::vector<std::byte>& content() const { return content_; }
 
-    /* A fault of this address, and of no other, has been told. */
+    /* A fault of this address, and of no other, has been reported. */
     void expect_fault(Iova at, dp::FaultAccess access);
     void expect_no_fault();
-    /* How many a transfer of `unit` bytes is told as, out of the few that the kernel tells. */
+    /* How many a transfer of `unit` bytes is reported as, out of the few that the kernel reports.
+     */
     std::size_t faults_of_a_transfer() const;
     /* Whether nothing leads anywhere from there on. */
     bool is_hole(Iova at, std::size_t length) const;

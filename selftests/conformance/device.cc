@@ -262,7 +262,7 @@ TEST_F(Sync, OfALink) {
     const Faults limit(faults_of_a_transfer());
     auto buffer = dp::Buffer::alloc(*session, dp::BufferKind::contiguous, Size(granule));
     ASSERT_WORKS(buffer);
-    auto space = dp::IovaSpace::try_alloc(*session, Size(granule));
+    auto space = dp::IovaSpace::alloc(*session, Size(granule));
     ASSERT_WORKS(space);
     ASSERT_WORKS(space->link(*buffer, Size(), Size(), Size(granule), Direction::bidirectional));
     std::ignore = device_writes(space->addr());
@@ -292,7 +292,7 @@ TEST_F(Unlink, OfAPart) {
     const Faults limit(faults_of_a_transfer());
     auto buffer = dp::Buffer::scattered(*session, Size(3 * granule));
     ASSERT_WORKS(buffer);
-    auto space = dp::IovaSpace::try_alloc(*session, Size(3 * granule));
+    auto space = dp::IovaSpace::alloc(*session, Size(3 * granule));
     ASSERT_WORKS(space);
     for (std::size_t at = 0; at < 3 * granule; at += granule)
         ASSERT_WORKS(
@@ -400,7 +400,7 @@ TEST_F(Window, InRanges) {
                                                                  "queue_iova()");
     const Faults limit(Faults::all);
     constexpr std::array<std::size_t, 5> counts = {32, 128, 240, 300, 600};
-    std::string told;
+    std::string seen;
     for (const std::size_t count : counts) {
         std::vector<dp::Mapping> mappings;
         for (std::size_t i = 0; i <= count; i++) {
@@ -415,7 +415,7 @@ TEST_F(Window, InRanges) {
             ASSERT_WORKS(mapping.unmap());
         const auto took = Clock::now() - began;
         const bool open = writes(at);
-        told += std::format("{}{} more in {} us: {}", told.empty() ? "" : "; ", count,
+        seen += std::format("{}{} more in {} us: {}", seen.empty() ? "" : "; ", count,
                             took / std::chrono::microseconds(1), open ? "open" : "closed");
         // More than two queues.
         if (count == counts.back()) {
@@ -423,7 +423,7 @@ TEST_F(Window, InRanges) {
         }
         close();
     }
-    value("after_unmapping", told);
+    value("after_unmapping", seen);
 }
 
 } // namespace

@@ -31,6 +31,15 @@ def header_structs(text: str) -> dict[str, Members]:
     return found
 
 
+def header_commands(text: str) -> dict[str, str]:
+    """The commands of the header, each with its struct."""
+    numbers = dict(re.findall(r"^#define (DMAPROBE_\w+)\s+_IO\(DMAPROBE_IOC_MAGIC, (\d+)\)$",
+                              text, re.M))
+    if len(set(numbers.values())) != len(numbers) or not numbers:
+        sys.exit(f"{HEADER.name}: commands that are not understood, or have one number")
+    return {name: name.lower() for name in numbers}
+
+
 def header_enums(text: str) -> dict[str, list[str]]:
     """The enums of the header, with the names of their values."""
     return {name: re.findall(r"^\t(\w+)(?: =[^,]*)?,", body, re.M)
@@ -88,8 +97,7 @@ def differences(header: str, description: Description) -> list[str]:
     enums = header_enums(header)
     structs = header_structs(header)
 
-    commands = {name.replace("_NR_", "_", 1): name.replace("DMAPROBE_NR_", "dmaprobe_").lower()
-                for name in enums.pop("dmaprobe_cmd_nr")}
+    commands = header_commands(header)
     wanted = {(name, name, struct) for name, struct in commands.items()}
     wrong += [f"no ioctl: {call[0]}" for call in sorted(wanted - set(description.calls))]
     wrong += [f"no such command: {call}" for call in sorted(set(description.calls) - wanted)]

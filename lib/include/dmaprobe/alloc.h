@@ -53,7 +53,7 @@ class Alloc {
 public:
     /// Allocate, and mmap (dma_mmap_attrs(), dma_mmap_pages(), dma_mmap_noncontiguous()).
     ///
-    /// @param length bytes, from 1 to 1 GiB
+    /// @param length bytes, from 1 to 256 MiB
     /// EINVAL: a bad length, or a direction or attribute that the kind does not take; also for
     /// noncontiguous memory longer than the device's longest segment (Session::set_segments()).
     /// EOPNOTSUPP: this kernel or the device's domain lacks the call. ENOMEM: no memory, or a
@@ -74,11 +74,11 @@ public:
     /// elsewhere, it stays with the session.
     ~Alloc();
 
-    /// Take it out of the program's memory and free it; DMAPROBE_ALLOC_FREE.
+    /// Take it out of the program's memory and free it; DMAPROBE_DESTROY.
     ///
-    /// EBUSY while it is exported as a dma-buf or mmapped elsewhere: it stays, but is mmapped anew,
-    /// so that bytes() may lie at another address. After ENODEV and EBADF (device or session gone)
-    /// the object is closed all the same. A second free is no error.
+    /// No thread may use bytes() meanwhile. EBUSY while it is exported as a dma-buf or mmapped
+    /// elsewhere: it then stays as it was, bytes() included. After ENODEV and EBADF (device or
+    /// session gone) the object is closed all the same. A second free is no error.
     Result<void> free();
 
     /// Make a range visible to the CPU; dma_sync_single_range_for_cpu(), and for noncontiguous
@@ -100,17 +100,18 @@ public:
     /// Copy bytes in; errors as read().
     Result<void> write(Size offset, std::span<const std::byte> from) const;
 
-    /// What the device is given: one segment; DMAPROBE_SEGMENTS.
+    /// What the device is given: one segment; DMAPROBE_GET_SEGMENTS.
     [[nodiscard]] Result<std::vector<Segment>> segments() const;
-    /// How it lies in physical memory; DMAPROBE_SGTABLE, with dma_get_sgtable_attrs() behind it for
-    /// coherent memory.
-    /// @param phys tell physical addresses; EPERM without CAP_SYS_ADMIN
-    /// ENXIO: the kernel cannot tell.
+    /// How it lies in physical memory; DMAPROBE_GET_SGTABLE, with dma_get_sgtable_attrs() behind it
+    /// for coherent memory.
+    /// @param phys report physical addresses too; EPERM without CAP_SYS_ADMIN
+    /// ENXIO: the kernel does not know the pieces.
     [[nodiscard]] Result<std::vector<AllocPiece>> pieces(bool phys = false) const;
 
-    /// Export it as a dma-buf, close-on-exec. It can be mmapped, and imported by
-    /// Mapping::import_dmabuf() in any session; its memory goes when this one's session ends or its
-    /// device goes away.
+    /// Export it as a dma-buf, close-on-exec, a new one with each call. It can be mmapped, and
+    /// imported by Mapping::import_dmabuf() in any session of a device that is as coherent as this
+    /// one; its memory goes when this one's session ends or its device goes away.
+    /// ENXIO: the kernel does not know its pages.
     [[nodiscard]] Result<DmaBuf> export_dmabuf() const;
 
     /// The id; 0 when freed.
@@ -123,7 +124,7 @@ public:
     [[nodiscard]] AllocKind kind() const noexcept { return kind_; }
     /// The direction it was allocated with.
     [[nodiscard]] Direction direction() const noexcept { return direction_; }
-    /// How many pieces() there are; 0 when the kernel cannot tell.
+    /// How many pieces() there are; 0 when the kernel does not know them.
     [[nodiscard]] std::uint32_t nr_pieces() const noexcept { return nr_pieces_; }
     /// The memory. Empty when it is not mmapped. Valid until free() or the destructor.
     [[nodiscard]] std::span<std::byte> bytes() const noexcept { return memory_; }

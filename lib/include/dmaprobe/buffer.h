@@ -42,7 +42,8 @@ struct BufferOptions {
 /// memory that the program has (DMAPROBE_BUFFER_PIN).
 ///
 /// Freed by close() or, as far as that is possible, by the destructor: a buffer that is still
-/// mapped for DMA or linked stays with the session until that closes.
+/// mapped for DMA or linked, or that the program has mmapped once more by itself, stays with the
+/// session until that closes.
 class Buffer {
 public:
     /// Allocate memory and map it into the program.
@@ -92,9 +93,11 @@ public:
     /// (but for pinned memory, which is the program's).
     ~Buffer();
 
-    /// Free the buffer; DMAPROBE_BUFFER_FREE. EBUSY while it is mapped or linked: it then stays as
-    /// it was. After ENODEV and EBADF (device or session gone) the object is closed all the same.
-    /// A second close is no error.
+    /// Take the buffer out of the program's memory and free it; DMAPROBE_DESTROY.
+    ///
+    /// No thread may use bytes() meanwhile. EBUSY while it is mapped, linked or mmapped elsewhere:
+    /// it then stays as it was, bytes() included. After ENODEV and EBADF (device or session gone)
+    /// the object is closed all the same. A second close is no error.
     Result<void> close();
 
     /// The id, as extents of translate() name it; 0 when closed.
@@ -127,7 +130,8 @@ private:
     static Result<Buffer> pin(const Session& session, std::span<const std::byte> memory,
                               std::uint32_t flags);
     void release() noexcept;
-    void forget() noexcept;
+    void unmap_memory() noexcept;
+    void end() noexcept;
 
     std::shared_ptr<Channel> channel_;
     std::uint32_t id_ = 0;

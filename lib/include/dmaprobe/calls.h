@@ -76,7 +76,7 @@ public:
     /// Any call of the ABI.
     ///
     /// @tparam Arg the command's struct, out of `<linux/dmaprobe.h>`
-    /// @param request the command, such as DMAPROBE_IOVA_STATE
+    /// @param request the command, such as DMAPROBE_GET_IOVA_STATE
     /// @param op name for errors, with static storage
     /// @return the struct, zero but for `size`: fill it in before the calls are made, and read it
     ///         afterwards. It stays where it is until clear(). Members that are both in and out are
@@ -95,8 +95,12 @@ public:
     Ref<Buffer> buffer_alloc(BufferKind kind, Size length, const BufferOptions& options = {});
     /// Buffer::pin()
     Ref<Buffer> buffer_pin(std::span<std::byte> memory);
-    /// Buffer::close()
-    std::size_t buffer_free(const Ref<Buffer>& buffer);
+    /// Buffer::close(), Alloc::free(), Pool::destroy() or PoolBlock::free(), without the munmap().
+    template <class Object>
+        requires(!std::is_same_v<Object, Mapping> && !std::is_same_v<Object, IovaSpace>)
+    std::size_t destroy(const Ref<Object>& object) {
+        return destroy_id(resolve(object, "destroy"));
+    }
 
     /// Mapping::map()
     Ref<Mapping> map(const Ref<Buffer>& buffer, MapKind kind, Size buffer_offset, Size length,
@@ -104,16 +108,16 @@ public:
     /// Mapping::map_resource()
     Ref<Mapping> map_resource(unsigned bar, Size offset, Size length, Direction direction,
                               Attr attrs = Attr::none);
-    /// Mapping::unmap()
-    std::size_t unmap(const Ref<Mapping>& mapping);
+    /// Mapping::unmap(); a list does not remember the attributes it mapped with
+    std::size_t unmap(const Ref<Mapping>& mapping, Attr attrs = Attr::none);
     /// Mapping::sync_for_cpu()
     std::size_t sync_for_cpu(const Ref<Mapping>& mapping, Size offset, Size length);
     /// Mapping::sync_for_device()
     std::size_t sync_for_device(const Ref<Mapping>& mapping, Size offset, Size length);
 
-    /// IovaSpace::try_alloc()
+    /// IovaSpace::alloc()
     Ref<IovaSpace> iova_alloc(Size length);
-    /// IovaSpace::try_alloc()
+    /// IovaSpace::alloc()
     Ref<IovaSpace> iova_alloc(Size length, const Ref<Buffer>& first, Size buffer_offset);
     /// IovaSpace::link()
     std::size_t iova_link(const Ref<IovaSpace>& space, const Ref<Buffer>& buffer,
@@ -136,8 +140,6 @@ public:
 
     /// Alloc::create(), no mmap
     Ref<Alloc> alloc(AllocKind kind, Size length, const AllocOptions& options = {});
-    /// Alloc::free()
-    std::size_t alloc_free(const Ref<Alloc>& alloc);
     /// Alloc::sync_for_cpu()
     std::size_t sync_for_cpu(const Ref<Alloc>& alloc, Size offset, Size length);
     /// Alloc::sync_for_device()
@@ -145,12 +147,8 @@ public:
 
     /// Pool::create()
     Ref<Pool> pool_create(Size block_size, Size align = Size(), Size boundary = Size());
-    /// Pool::destroy()
-    std::size_t pool_destroy(const Ref<Pool>& pool);
     /// Pool::alloc()
     Ref<PoolBlock> pool_alloc(const Ref<Pool>& pool);
-    /// PoolBlock::free()
-    std::size_t pool_free(const Ref<PoolBlock>& block);
 
     /// Buffer::read()
     std::size_t read(const Ref<Buffer>& from, Size offset, std::span<std::byte> to);
@@ -216,6 +214,7 @@ private:
     }
     template <class Object>
     Ref<Object> made(const std::uint32_t& id, const std::uint64_t* addr);
+    std::size_t destroy_id(std::uint32_t id);
     std::size_t sync(std::uint32_t id, std::uint32_t target, Size offset, Size length);
     std::size_t copy(std::uint32_t id, std::uint32_t dir, Size offset,
                      std::span<const std::byte> memory);

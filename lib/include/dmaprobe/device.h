@@ -127,7 +127,8 @@ public:
     /// @param force take this route; without it VFIO's where its nodes exist, otherwise sysfs'
     /// @param sysfs where sysfs is
     /// EOPNOTSUPP: the forced route does not exist here, with the reason as detail. EBUSY: somebody
-    /// else has the device. EAGAIN: somebody has been resetting it for 5 s. EACCES: not root, or
+    /// else has the device, or a function that VFIO resets together with it. EAGAIN: somebody has
+    /// been resetting it for 5 s. EPERM: by sysfs, as Session::enable(). EACCES: not root, or
     /// kernel lockdown forbids it.
     [[nodiscard]] static Result<DeviceAccess> open(const Session& session,
                                                    std::optional<Route> force = std::nullopt,

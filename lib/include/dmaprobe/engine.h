@@ -83,7 +83,7 @@ struct EngineOptions {
 /// - When the device is unplugged or unbound meanwhile, a call answers ENODEV, whatever the device
 ///   did with the transfer.
 /// - It never touches the session's masks. Some engines have memory of their own from the DMA API:
-///   set the mask that find() tells with Session::set_mask() before probe().
+///   set the mask that find() gives, with Session::set_mask_up_to(), before probe().
 /// - In the end, the device is left at rest, as its own driver expects to find it.
 ///
 /// An engine refers to the Session and the DeviceAccess it was probed with, which must outlive it.

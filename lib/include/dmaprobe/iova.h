@@ -13,7 +13,8 @@
 
 namespace dmaprobe {
 
-/// The kernel's state of an IOVA space and the module's record of it; `struct dmaprobe_iova_state`.
+/// The kernel's state of an IOVA space and the module's record of it;
+/// `struct dmaprobe_get_iova_state`.
 struct IovaState {
     bool use = false;           ///< dma_use_iova()
     Iova addr;                  ///< first address
@@ -33,15 +34,35 @@ struct IovaState {
 /// best effort.
 class IovaSpace {
 public:
-    /// Allocate space; dma_iova_try_alloc().
+    /// Allocate space; dma_iova_try_alloc(), whose false answer is an error here.
     ///
-    /// @param length bytes, at least 1
+    /// @param length bytes, from 1 to 2^62
     /// EOPNOTSUPP: no IOMMU translates for the device, or the kernel (before Linux 6.16) has no
-    /// such call. ENOSPC: space or mask are exhausted.
-    [[nodiscard]] static Result<IovaSpace> try_alloc(const Session& session, Size length);
+    /// such call. ENOSPC: space or mask are exhausted. EPERM without CAP_SYS_RAWIO: more than 1
+    /// GiB.
+    [[nodiscard]] static Result<IovaSpace> alloc(const Session& session, Size length);
     /// Allocate space whose start lies in its granule as the memory of the first link does.
     /// @param first the buffer of the first link
     /// @param buffer_offset where in it the first link will start
+    [[nodiscard]] static Result<IovaSpace> alloc(const Session& session, Size length,
+                                                 const Buffer& first, Size buffer_offset);
+
+    /// Try to allocate space; DMAPROBE_IOVA_ALLOC_TRY. This is how a driver begins that falls back
+    /// to the streaming calls:
+    ///
+    ///     auto space = IovaSpace::try_alloc(session, length);
+    ///     if (!space)
+    ///         return std::unexpected(space.error());
+    ///     if (space->use())
+    ///         ...                           // link()
+    ///     else
+    ///         ...                           // Mapping::map()
+    ///
+    /// Where alloc() answers EOPNOTSUPP, or ENOSPC because space or mask are exhausted, an object
+    /// is made all the same. It has no space: use() is false, link() and the other calls that need
+    /// space answer EOPNOTSUPP, and free() ends it. Other errors as alloc().
+    [[nodiscard]] static Result<IovaSpace> try_alloc(const Session& session, Size length);
+    /// The same for memory whose first link lies in a granule as this does.
     [[nodiscard]] static Result<IovaSpace> try_alloc(const Session& session, Size length,
                                                      const Buffer& first, Size buffer_offset);
 
@@ -55,7 +76,7 @@ public:
     /// Link a range of a buffer; dma_iova_link(). The device may use it after sync().
     /// @param buffer_offset start of the range in the buffer
     /// @param offset where in the space to link it
-    /// @param length bytes, at least 1; the range must be physically contiguous
+    /// @param length bytes, from 1 to 1 GiB; the range must be physically contiguous
     /// @param attrs weak_ordering, skip_cpu_sync, no_warn, privileged, require_coherent
     /// EACCES: the buffer is read-only, and the device could write.
     Result<void> link(const Buffer& buffer, Size buffer_offset, Size offset, Size length,
@@ -68,10 +89,11 @@ public:
     Result<void> link_bar(unsigned bar, Size bar_offset, Size offset, Size length,
                           Direction direction, Attr attrs = Attr::none);
 
-    /// Make linked ranges known to the IOMMU; dma_iova_sync(). ENXIO when part is not linked.
+    /// Make linked ranges known to the IOMMU, at most 1 GiB at a time; dma_iova_sync(). ENXIO when
+    /// part is not linked.
     Result<void> sync(Size offset, Size length) const;
 
-    /// Unlink whole links; dma_iova_unlink().
+    /// Unlink whole links, at most 1 GiB at a time; dma_iova_unlink().
     /// @param direction the one they were linked with
     /// @param attrs those they were linked with
     Result<void> unlink(Size offset, Size length, Direction direction, Attr attrs = Attr::none);
@@ -81,15 +103,18 @@ public:
     Result<void> free();
 
     /// Unlink all and free the space; dma_iova_destroy(). What is linked must be exactly the bytes
-    /// from 0 to `mapped_len`. Ends the object as free() does.
+    /// from 0 to `mapped_len`, at most 1 GiB. Ends the object as free() does.
     Result<void> destroy(Size mapped_len, Direction direction, Attr attrs = Attr::none);
 
-    /// What the kernel and the module know about it.
+    /// What the kernel and the module know about it; DMAPROBE_GET_IOVA_STATE.
     [[nodiscard]] Result<IovaState> state() const;
+    /// Whether there is space to link into, as dma_use_iova() answered when it was allocated;
+    /// always true after alloc().
+    [[nodiscard]] bool use() const noexcept { return addr_ != Iova(); }
 
     /// The id; 0 when ended.
     [[nodiscard]] std::uint32_t id() const noexcept { return id_; }
-    /// First address. It stays readable when the space has ended.
+    /// First address; 0 when there is no space. It stays readable when the space has ended.
     [[nodiscard]] Iova addr() const noexcept { return addr_; }
     /// Bytes asked for.
     [[nodiscard]] Size length() const noexcept { return length_; }
@@ -106,8 +131,8 @@ private:
     };
 
     IovaSpace() noexcept = default;
-    static Result<IovaSpace> alloc(const Session& session, Size length, std::uint32_t buffer_id,
-                                   Size buffer_offset);
+    static Result<IovaSpace> make(const Session& session, Size length, const Buffer* first,
+                                  Size buffer_offset, std::uint32_t flags);
     Result<void> link(std::uint32_t buffer_id, unsigned bar, Size start, const Link& where);
     void release() noexcept;
     void end() noexcept;

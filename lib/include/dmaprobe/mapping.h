@@ -55,7 +55,8 @@ public:
     ///
     /// @param buffer_offset start of the range in the buffer, bytes
     /// @param length bytes, at least 1; the range must be physically contiguous
-    /// @param attrs weak_ordering, skip_cpu_sync, no_warn, privileged, require_coherent
+    /// @param attrs weak_ordering, skip_cpu_sync, no_warn, privileged, require_coherent; also
+    ///        cc_shared, which needs CAP_SYS_RAWIO (EPERM)
     /// EINVAL: a bad range, direction or attribute. EOPNOTSUPP: this kernel lacks the call or the
     /// attribute. ENOMEM: the kernel answered with a mapping error. EIO: the device cannot reach
     /// the memory and nothing can bounce it. EACCES: the buffer is read-only, and the device could
@@ -67,10 +68,10 @@ public:
     /// Map a scatter-gather list: ranges of buffers of one session, from 1 to 65536. The kernel may
     /// merge neighbours, so that there can be fewer segments() than entries.
     ///
-    /// @param attrs as map()
-    /// EINVAL: an empty or too long list, or what map() refuses; also an entry longer than
-    /// Limits::max_segment_size, or than what fits between two segment boundaries. ENOENT: a buffer
-    /// of another session. ENOMEM, EIO: as the kernel's call answers.
+    /// @param attrs as map(), without cc_shared
+    /// EINVAL: an empty or too long list, more than 1 GiB, or what map() refuses; also an entry
+    /// longer than Limits::max_segment_size, or than what fits between two segment boundaries.
+    /// ENOENT: a buffer of another session. ENOMEM, EIO: as the kernel's call answers.
     [[nodiscard]] static Result<Mapping> map_sg(std::span<const SgEntry> entries, SgKind kind,
                                                 Direction direction, Attr attrs = Attr::none);
 
@@ -103,9 +104,13 @@ public:
     /// Unmaps, best effort.
     ~Mapping();
 
-    /// Unmap; DMAPROBE_UNMAP. After ENODEV and EBADF (device or session gone) the object is closed
-    /// all the same. A second unmap is no error.
-    Result<void> unmap();
+    /// Unmap with the attributes it was mapped with; DMAPROBE_UNMAP. After ENODEV and EBADF (device
+    /// or session gone) the object is closed all the same. A second unmap is no error.
+    Result<void> unmap() { return unmap(attrs_); }
+    /// The same with other attributes.
+    /// @param attrs those it was mapped with, of which skip_cpu_sync may differ; none for a dma-buf
+    /// EINVAL: other ones; it stays mapped.
+    Result<void> unmap(Attr attrs);
 
     /// Make a range visible to the CPU; dma_sync_single_range_for_cpu(), and for a list
     /// dma_sync_sg_for_cpu() or dma_sync_sgtable_for_cpu(), which take the whole only.
@@ -121,7 +126,7 @@ public:
     /// The same for the whole mapping.
     Result<void> sync_for_device() const { return sync_for_device(Size(), length_); }
 
-    /// What the device is given, in order; DMAPROBE_SEGMENTS.
+    /// What the device is given, in order; DMAPROBE_GET_SEGMENTS.
     [[nodiscard]] Result<std::vector<Segment>> segments() const;
 
     /// The id; 0 when unmapped.
@@ -134,6 +139,8 @@ public:
     [[nodiscard]] std::uint32_t nr_segments() const noexcept { return nr_segments_; }
     /// The direction it was mapped with.
     [[nodiscard]] Direction direction() const noexcept { return direction_; }
+    /// The attributes it was mapped with.
+    [[nodiscard]] Attr attrs() const noexcept { return attrs_; }
     /// The call it was mapped with.
     [[nodiscard]] MapKind kind() const noexcept { return kind_; }
     /// Whether syncs have work to do; dma_need_sync().
@@ -149,6 +156,7 @@ private:
     std::uint32_t id_ = 0;
     MapKind kind_ = MapKind::single;
     Direction direction_ = Direction::bidirectional;
+    Attr attrs_ = Attr::none;
     bool need_sync_ = false;
     std::uint32_t nr_segments_ = 1;
     Iova dma_addr_;

@@ -26,8 +26,8 @@ public:
     /// Gives it back, best effort.
     ~PoolBlock();
 
-    /// Give it back to its pool; dma_pool_free(). After ENODEV and EBADF (device or session gone)
-    /// the object is closed all the same. A second free is no error.
+    /// Give it back to its pool; DMAPROBE_DESTROY, dma_pool_free(). After ENODEV and EBADF (device
+    /// or session gone) the object is closed all the same. A second free is no error.
     Result<void> free();
 
     /// Copy bytes out of the block; DMAPROBE_COPY. EINVAL: no bytes, or the range leaves the block.
@@ -67,7 +67,8 @@ public:
     /// @param align alignment of the blocks, a power of two up to 1 MiB; 0 for none
     /// @param boundary blocks do not cross a multiple of it: a power of two, at least the block
     ///        size and at most 1 MiB; 0 for none
-    /// EINVAL: other values.
+    /// EINVAL: other values. EPERM without CAP_SYS_RAWIO: the kernel keeps the list of free blocks
+    /// in the blocks, where the device can write.
     [[nodiscard]] static Result<Pool> create(const Session& session, Size block_size,
                                              Size align = Size(), Size boundary = Size());
 
@@ -78,11 +79,12 @@ public:
     /// Destroys it, best effort.
     ~Pool();
 
-    /// Take a block; dma_pool_alloc().
+    /// Take a zeroed block; dma_pool_zalloc().
     [[nodiscard]] Result<PoolBlock> alloc() const;
 
-    /// Destroy the pool; dma_pool_destroy(). EBUSY while it has blocks. After ENODEV and EBADF
-    /// (device or session gone) the object is closed all the same. A second time is no error.
+    /// Destroy the pool; DMAPROBE_DESTROY, dma_pool_destroy(). EBUSY while it has blocks. After
+    /// ENODEV and EBADF (device or session gone) the object is closed all the same. A second time
+    /// is no error.
     Result<void> destroy();
 
     /// The id; 0 when destroyed.

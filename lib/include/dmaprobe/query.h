@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What the module tells about itself, the kernel, the device and its IOMMU domain.
+// What the module reports about itself, the kernel, the device and its IOMMU domain.
 #pragma once
 
 #include <cstdint>
@@ -12,27 +12,34 @@
 
 namespace dmaprobe {
 
-/// The version of the ABI that the module speaks; `struct dmaprobe_version`.
-struct Version {
-    std::uint32_t abi = 0;      ///< DMAPROBE_ABI_VERSION of the module
-    std::uint32_t nr_calls = 0; ///< entries that Session::calls() lists
+/// The version of the ABI, and what the kernel offers; `struct dmaprobe_get_info`.
+struct Info {
+    std::uint32_t abi_version = 0; ///< DMAPROBE_ABI_VERSION of the module
+    bool dma_iova = false;         ///< the kernel has the dma_iova_*() calls (Linux 6.16)
+    bool map_phys = false;         ///< the kernel has dma_map_phys() (Linux 6.18)
+    Attr attrs = Attr::none;       ///< the attributes that the kernel has
 };
 
-/// What became of a call of the kernel's DMA API; `enum dmaprobe_call_status`.
+/// What becomes of a call of the kernel's DMA API.
 enum class CallStatus : std::uint32_t {
-    offered = 0, ///< this kernel has it and a command drives it
-    missing = 1, ///< this kernel does not have it
-    gone = 2,    ///< older kernels had it
+    offered = 0,    ///< this kernel has it and a command drives it
+    missing = 1,    ///< a command drives it, but this kernel does not have it
+    gone = 2,       ///< older kernels had it
+    not_driven = 3, ///< kernels have it, but no command drives it
 };
 
-/// A call of the kernel's DMA API, as the module knows it; `struct dmaprobe_call`.
+/// A call of the kernel's DMA API.
 struct Call {
     std::string name;                        ///< the kernel function
     CallStatus status = CallStatus::offered; ///< whether it can be driven
-    std::string detail; ///< the command, or why it is missing and what replaced it
+    std::string detail;                      ///< the command that drives it, or why there is none
 };
 
-/// What the DMA API tells a driver about the device; `struct dmaprobe_limits`.
+/// The calls of the kernel's DMA API, old and new, as they are on a kernel that offers this. The
+/// list is the library's own; Session::calls() gives that of the running kernel.
+[[nodiscard]] std::vector<Call> kernel_calls(const Info& info);
+
+/// What the DMA API says to a driver about the device; `struct dmaprobe_get_limits`.
 struct Limits {
     bool coherent = false;               ///< DMA is coherent with the CPU caches
     bool need_sync = false;              ///< dma_dev_need_sync()
@@ -57,15 +64,15 @@ struct Limits {
 struct SegmentLimits {
     /// The longest segment, at least a page; dma_set_max_seg_size().
     std::optional<Size> max_size = std::nullopt;
-    /// Segments do not cross multiples of this plus one: ones from bit 0 up, at least 12 of them;
-    /// dma_set_seg_boundary().
+    /// Segments do not cross multiples of this plus one: ones from bit 0 up, at least the page
+    /// size - 1; dma_set_seg_boundary().
     std::optional<std::uint64_t> boundary_mask = std::nullopt;
     /// Bits of an address that bouncing must keep: ones from bit 0 up, at most 11 of them, or 0;
     /// dma_set_min_align_mask().
     std::optional<std::uint32_t> min_align_mask = std::nullopt;
 };
 
-/// What a session holds; `struct dmaprobe_stats`.
+/// What a session holds; `struct dmaprobe_get_stats`.
 struct Stats {
     std::uint32_t nr_buffers = 0;  ///< buffers
     std::uint32_t nr_mappings = 0; ///< mappings
@@ -104,7 +111,7 @@ struct ReservedRegion {
     ReservedType type = ReservedType::reserved; ///< why it is reserved
 };
 
-/// The IOMMU domain behind the device's DMA API; `struct dmaprobe_domain`.
+/// The IOMMU domain behind the device's DMA API; `struct dmaprobe_get_domain`.
 struct Domain {
     DomainType type = DomainType::none;  ///< with none, all else is empty
     std::uint64_t pgsize_bitmap = 0;     ///< page sizes, or'ed
@@ -120,7 +127,7 @@ struct Domain {
     }
 };
 
-/// "offered", "missing", "gone"; "unknown" for another value.
+/// "offered", "missing", "gone", "not-driven"; "unknown" for another value.
 [[nodiscard]] std::string_view to_string(CallStatus status) noexcept;
 /// "none", "identity", "dma", "dma-fq", "other"; "unknown" for another value.
 [[nodiscard]] std::string_view to_string(DomainType type) noexcept;

@@ -44,7 +44,7 @@ enum class Mask : std::uint32_t {
     both = 3,      ///< both of them
 };
 
-/// A session: an open file on `/dev/dmaprobe/<BDF>`.
+/// A session: a file on `/dev/dmaprobe/<BDF>`, open for reading and writing.
 ///
 /// Buffers, mappings and IOVA spaces are made in a session and belong to it. The kernel tears them
 /// all down, in dependency order, when the session's file is closed and none of its buffers is
@@ -96,33 +96,42 @@ public:
     /// The way by which its calls go.
     [[nodiscard]] Transport transport() const noexcept;
 
-    /// The version of the ABI; DMAPROBE_VERSION.
-    [[nodiscard]] Result<Version> version() const;
-    /// The calls of the kernel's DMA API that the module knows about; DMAPROBE_CALL.
+    /// The version of the ABI, and what the kernel offers; DMAPROBE_GET_INFO.
+    [[nodiscard]] Result<Info> info() const;
+    /// The calls of the kernel's DMA API, and which of them the running kernel has: kernel_calls()
+    /// of info().
     [[nodiscard]] Result<std::vector<Call>> calls() const;
-    /// The entry of one kernel function. ENOENT when the module does not know it.
+    /// The entry of one kernel function. ENOENT when the list has none.
     [[nodiscard]] Result<Call> find_call(std::string_view kernel_function) const;
-    /// What the DMA API tells about the device; DMAPROBE_LIMITS.
+    /// What the DMA API says about the device; DMAPROBE_GET_LIMITS.
     [[nodiscard]] Result<Limits> limits() const;
-    /// The IOMMU domain with all its reserved regions; DMAPROBE_DOMAIN.
+    /// The IOMMU domain with all its reserved regions; DMAPROBE_GET_DOMAIN.
     [[nodiscard]] Result<Domain> domain() const;
 
     /// Set DMA masks; DMAPROBE_SET_MASK.
     ///
-    /// @param mask ones from bit 0 up, at least 12 of them
-    /// EBUSY while any session of the device holds a mapping or an IOVA space; EIO when the
-    /// platform cannot serve the mask. The masks are the device's, and go back to what they were
-    /// when its last session closes.
+    /// The masks belong to the device. When its last session closes, they go back to what the
+    /// device had when it was bound, or to 32 bits if that was more.
+    ///
+    /// @param mask ones from bit 0 up, at least the page size - 1
+    /// EPERM without CAP_SYS_RAWIO when the mask has more than 32 bits. EBUSY while any session of
+    /// the device holds a DMA address; EIO when the platform cannot serve the mask.
     Result<void> set_mask(std::uint64_t mask, Mask which = Mask::both) const;
 
-    /// Set what the device can take in a scatter-gather list; DMAPROBE_SET_SEGMENTS. As the masks,
-    /// this is the device's, and goes back when its last session closes.
+    /// Set DMA masks as wide as this session may: those asked for, or 32 bits of them when the rest
+    /// needs CAP_SYS_RAWIO.
     ///
-    /// EINVAL: nothing to set, or a value out of its range. EBUSY while any session of the device
-    /// holds something that is mapped.
+    /// @return the mask that was set; errors as set_mask()
+    Result<std::uint64_t> set_mask_up_to(std::uint64_t mask, Mask which = Mask::both) const;
+
+    /// Set what the device can take in a scatter-gather list; DMAPROBE_SET_SEGMENTS. Like the
+    /// masks, this belongs to the device and is put back when its last session closes.
+    ///
+    /// EINVAL: nothing to set, or a value out of its range. EPERM without CAP_SYS_RAWIO. EBUSY
+    /// while any session of the device holds a DMA address.
     Result<void> set_segments(const SegmentLimits& limits) const;
 
-    /// What the session holds at this moment; DMAPROBE_STATS.
+    /// What the session holds at this moment; DMAPROBE_GET_STATS.
     [[nodiscard]] Result<Stats> stats() const;
 
     /// Do nothing; DMAPROBE_NOP. What a call costs without the DMA API in it.
@@ -139,12 +148,14 @@ public:
 
     /// Enable memory decoding and bus mastering, or give that up; DMAPROBE_ENABLE.
     ///
-    /// DeviceAccess does this itself where it is needed. EBUSY while the VFIO device is open.
+    /// DeviceAccess does this itself where it is needed. EPERM when another user had the device
+    /// enabled last, it cannot be reset, and the caller lacks CAP_SYS_RAWIO. EBUSY while VFIO has
+    /// open a function that it resets together with this one, or another VFIO driver has it.
     Result<void> enable(bool on) const;
 
     /// Make any call of the ABI: the one place where commands leave for the module.
     ///
-    /// @param request the command, such as DMAPROBE_LIMITS
+    /// @param request the command, such as DMAPROBE_GET_LIMITS
     /// @param op name for errors, with static storage
     /// @param arg the command's struct, `size` member and all
     /// The error carries the module's errno; EBADF after close().

@@ -17,8 +17,8 @@ namespace dmaprobe {
 /// Where an extent leads; `enum dmaprobe_extent_kind`.
 enum class ExtentKind : std::uint32_t {
     hole = 0,    ///< nowhere: nothing is mapped
-    buffer = 1,  ///< into a buffer of this session
-    foreign = 2, ///< into memory that is none of this session's buffers
+    buffer = 1,  ///< into a buffer or an allocation of this session
+    foreign = 2, ///< into memory that is none of these
 };
 
 /// "hole", "buffer", "foreign"; "unknown" for another value.
@@ -29,8 +29,8 @@ struct Extent {
     Iova iova;                          ///< first address
     Size length;                        ///< bytes
     ExtentKind kind = ExtentKind::hole; ///< where it leads
-    std::uint32_t buffer_id = 0;        ///< the buffer, for ExtentKind::buffer
-    Size buffer_offset;                 ///< where in the buffer
+    std::uint32_t buffer_id = 0;        ///< the buffer or allocation, for ExtentKind::buffer
+    Size buffer_offset;                 ///< where in that
     std::optional<Phys> phys;           ///< physical address, when asked for and not a hole
 
     bool operator==(const Extent&) const = default;
@@ -42,17 +42,19 @@ std::ostream& operator<<(std::ostream& out, const Extent& extent);
 /// What translate() is to do besides the usual.
 struct TranslateOptions {
     std::uint32_t buffer_hint = 0; ///< id of the buffer to look into first, or 0; changes no result
-    bool phys = false;             ///< tell physical addresses; EPERM without CAP_SYS_ADMIN
+    bool phys = false;             ///< report physical addresses too; EPERM without CAP_SYS_ADMIN
 };
 
 /// Ask iommu_iova_to_phys() for every granule of a range; DMAPROBE_TRANSLATE.
 ///
 /// The extents cover the range without a gap, in order, and neighbours that belong together are one
-/// extent, however many calls that takes.
+/// extent, however many calls that takes. With physical addresses, each extent is physically
+/// contiguous.
 ///
 /// @param length bytes, at least 1
 /// EOPNOTSUPP without an IOMMU; EINVAL when the range is empty or passes the end of the address
-/// space; EINTR when a signal arrives.
+/// space; EBUSY when another driver has a function of the device's IOMMU group; EINTR when a signal
+/// arrives.
 [[nodiscard]] Result<std::vector<Extent>> translate(const Session& session, Iova iova, Size length,
                                                     const TranslateOptions& options = {});
 

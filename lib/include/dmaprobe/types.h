@@ -177,6 +177,7 @@ enum class Attr : std::uint64_t {
     privileged = 1 << 7,        ///< for the device's privileged accesses only
     mmio = 1 << 8,              ///< the range is memory-mapped I/O; Linux 6.18
     require_coherent = 1 << 9,  ///< fail where coherence needs bouncing; Linux 7.0
+    cc_shared = 1 << 10,        ///< shared with the host of a confidential guest; Linux 7.0
 };
 
 /// All attributes of both.

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * mmaps of allocations.
+ *
+ * Each mmap() makes a view, which all that fork(), mremap() and munmap() of a part make
+ * of its VMA share. It holds the allocation, and leads to the mm, for which revoking
+ * has to wait.
+ */
+#include <linux/dma-map-ops.h>
+#include <linux/mm.h>
+#include <linux/sched/mm.h>
+#include <linux/slab.h>
+
+#include "compat.h"
+#include "private.h"
+
+struct dmaprobe_view {
+	struct list_head node;		/* under dmaprobe_allocation::lock */
+	struct dmaprobe_allocation *a;
+	struct mm_struct *mm;		/* of the mmap() call */
+	refcount_t vmas;
+};
+
+static void view_put(struct dmaprobe_view *view)
+{
+	struct dmaprobe_allocation *a = view->a;
+
+	if (!refcount_dec_and_test(&view->vmas))
+		return;
+	scoped_guard(spinlock, &a->lock)
+		list_del(&view->node);
+	mmdrop(view->mm);
+	kfree(view);
+	dmaprobe_object_put(&a->mem.obj);
+}
+
+static void view_open(struct vm_area_struct *vma)
+{
+	struct dmaprobe_view *view = vma->vm_private_data;
+
+	refcount_inc(&view->vmas);
+}
+
+static void view_close(struct vm_area_struct *vma)
+{
+	view_put(vma->vm_private_data);
+}
+
+/* All was mapped by mmap(), so it is not there any more. */
+static vm_fault_t view_fault(struct vm_fault *vmf)
+{
+	return VM_FAULT_SIGBUS;
+}
+
+static const struct vm_operations_struct dmaprobe_view_ops = {
+	.open = view_open,
+	.close = view_close,
+	.fault = view_fault,
+};
+
+static int map_view(struct dmaprobe_allocation *a, struct vm_area_struct *vma)
+{
+	size_t length = a->mem.length;
+
+	switch (a->kind) {
+	case DMAPROBE_ALLOC_COHERENT:
+		return dma_mmap_attrs(a->dev, vma, a->cpu, a->addr, length, a->attrs);
+	case DMAPROBE_ALLOC_NONCONTIGUOUS:
+		return dma_mmap_noncontiguous(a->dev, vma, length, a->sgt);
+	default:
+		return dma_mmap_pages(a->dev, vma, length, virt_to_page(a->cpu));
+	}
+}
+
+/* Map an allocation into a program, from page @first on, through whatever file. */
+int dmaprobe_allocation_mmap(struct dmaprobe_allocation *a,
+			     struct vm_area_struct *vma, unsigned long first)
+{
+	unsigned long pgoff = vma->vm_pgoff;
+	struct dmaprobe_view *view;
+	int ret;
+
+	if (first >= a->mem.nr_pages ||
+	    vma_pages(vma) > a->mem.nr_pages - first)
+		return -EINVAL;
+
+	view = kzalloc_obj(*view, GFP_KERNEL_ACCOUNT);
+	if (!view)
+		return -ENOMEM;
+	view->a = a;
+	view->mm = vma->vm_mm;
+	refcount_set(&view->vmas, 1);
+	scoped_guard(spinlock, &a->lock) {
+		if (a->revoked) {
+			kfree(view);
+			return -ENODEV;
+		}
+		list_add(&view->node, &a->views);
+	}
+	/* From here to the end of mmap(), revoking waits: see dmaprobe_wait_for_mmaps(). */
+	mmgrab(view->mm);
+	dmaprobe_object_hold(&a->mem.obj);
+
+	vm_flags_set(vma, VM_DONTEXPAND | VM_DONTDUMP);
+	/*
+	 * The offset that the DMA API's calls go by. It must be put back: zapping
+	 * finds the VMA by the one that mmap() was given.
+	 */
+	vma->vm_pgoff = first;
+	ret = map_view(a, vma);
+	vma->vm_pgoff = pgoff;
+	if (ret) {
+		view_put(view);
+		return ret;
+	}
+	vma->vm_private_data = view;
+	vma->vm_ops = &dmaprobe_view_ops;
+	return 0;
+}
+
+/**
+ * dmaprobe_wait_for_mmaps - make sure that everything mmapped can be found
+ * @a: the allocation; revoked from now on, so that nothing more is mmapped
+ *
+ * mmap() fills a VMA before it links it into the address space of its file, where
+ * zapping looks for it, and holds the write lock of its mm all the time. A view is in
+ * the list before its VMA is filled. So whoever gets the lock of a view's mm after
+ * the allocation was marked finds the VMA linked, or torn down because mmap()
+ * failed. What fork() and mremap() make of a VMA is linked before it is filled, and
+ * behind the one it is filled from, in the order in which zapping goes.
+ */
+void dmaprobe_wait_for_mmaps(struct dmaprobe_allocation *a)
+{
+	LIST_HEAD(todo);
+
+	spin_lock(&a->lock);
+	a->revoked = true;
+	list_splice_init(&a->views, &todo);
+	while (!list_empty(&todo)) {
+		struct dmaprobe_view *view = list_first_entry(&todo, struct dmaprobe_view, node);
+		struct mm_struct *mm = view->mm;
+
+		list_move(&view->node, &a->views);
+		mmgrab(mm);
+		spin_unlock(&a->lock);
+
+		mmap_read_lock(mm);
+		mmap_read_unlock(mm);
+		mmdrop(mm);
+		cond_resched();
+
+		spin_lock(&a->lock);
+	}
+	spin_unlock(&a->lock);
+}

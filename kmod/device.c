@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Bound devices, their character devices, and the groups they are in.
+ */
+#include <linux/dma-map-ops.h>
+#include <linux/fs.h>
+#include <linux/idr.h>
+#include <linux/module.h>
+#include <linux/pm_runtime.h>
+#include <linux/slab.h>
+#include <linux/vfio_pci_core.h>
+
+#include "compat.h"
+#include "private.h"
+
+#define DMAPROBE_MAX_DEVICES	256
+
+static dev_t dmaprobe_devt;
+static DEFINE_IDA(dmaprobe_minors);
+static DEFINE_MUTEX(dmaprobe_groups_lock);
+static LIST_HEAD(dmaprobe_groups);
+
+/* The group of those that share the page tables of @domain; NULL: none does. */
+static struct dmaprobe_group *group_get(struct iommu_domain *domain)
+{
+	struct dmaprobe_group *group;
+
+	guard(mutex)(&dmaprobe_groups_lock);
+	list_for_each_entry(group, &dmaprobe_groups, node) {
+		if (domain && group->domain == domain) {
+			group->users++;
+			return group;
+		}
+	}
+	group = kzalloc_obj(*group, GFP_KERNEL);
+	if (!group)
+		return NULL;
+	group->domain = domain;
+	group->users = 1;
+	init_rwsem(&group->lock);
+	mutex_init(&group->walk);
+	list_add(&group->node, &dmaprobe_groups);
+	return group;
+}
+
+static void group_put(struct dmaprobe_group *group)
+{
+	guard(mutex)(&dmaprobe_groups_lock);
+	if (--group->users)
+		return;
+	list_del(&group->node);
+	mutex_destroy(&group->walk);
+	kfree(group);
+}
+
+/* The node's mode is left at the default: root's alone, 0600. */
+static char *dmaprobe_devnode(const struct device *dev, umode_t *mode)
+{
+	return kasprintf(GFP_KERNEL, "dmaprobe/%s", dev_name(dev));
+}
+
+static void dmaprobe_device_free(struct device *dev)
+{
+	struct dmaprobe_device *dd = container_of(dev, struct dmaprobe_device, dev);
+
+	ida_free(&dmaprobe_minors, MINOR(dd->dev.devt));
+	vfio_put_device(&dd->core->vdev);
+	group_put(dd->group);
+	mutex_destroy(&dd->lock);
+	kfree(dd);
+}
+
+static struct class dmaprobe_class = {
+	.name = "dmaprobe",
+	.devnode = dmaprobe_devnode,
+	.dev_release = dmaprobe_device_free,
+};
+
+/*
+ * Make the character device of a PCI device. Returns the device, not yet visible, or an
+ * ERR_PTR().
+ */
+struct dmaprobe_device *dmaprobe_device_create(struct pci_dev *pdev,
+					       struct vfio_pci_core_device *core)
+{
+	struct dmaprobe_device *dd;
+	int minor, ret;
+
+	/* What we check before each call is what dma-direct and dma-iommu need. */
+	if (get_dma_ops(&pdev->dev)) {
+		pci_err(pdev, "its DMA goes by operations of its platform's own\n");
+		return ERR_PTR(-EOPNOTSUPP);
+	}
+	dd = kzalloc_obj(*dd, GFP_KERNEL);
+	if (!dd)
+		return ERR_PTR(-ENOMEM);
+	minor = ida_alloc_max(&dmaprobe_minors, DMAPROBE_MAX_DEVICES - 1, GFP_KERNEL);
+	if (minor < 0) {
+		ret = minor;
+		goto err_free;
+	}
+	dd->domain = iommu_get_domain_for_dev(&pdev->dev);
+	dd->group = group_get(dmaprobe_translates(dd) ? dd->domain : NULL);
+	if (!dd->group) {
+		ret = -ENOMEM;
+		goto err_minor;
+	}
+
+	mutex_init(&dd->lock);
+	INIT_LIST_HEAD(&dd->sessions);
+	dd->pdev = pdev;
+	/* For the set it is in, which sessions look at as long as they live. */
+	get_device(&core->vdev.device);
+	dd->core = core;
+	dmaprobe_limits_save(dd);
+	dmaprobe_limits_reset(dd);
+
+	device_initialize(&dd->dev);
+	dd->dev.class = &dmaprobe_class;
+	dd->dev.parent = &pdev->dev;
+	dd->dev.devt = MKDEV(MAJOR(dmaprobe_devt), minor);
+	cdev_init(&dd->cdev, &dmaprobe_fops);
+	dd->cdev.owner = THIS_MODULE;
+
+	ret = dev_set_name(&dd->dev, "%s", pci_name(pdev));
+	if (ret) {
+		put_device(&dd->dev);
+		return ERR_PTR(ret);
+	}
+	return dd;
+
+err_minor:
+	ida_free(&dmaprobe_minors, minor);
+err_free:
+	kfree(dd);
+	return ERR_PTR(ret);
+}
+
+/* Let users open the device. Returns 0 or a negative errno. */
+int dmaprobe_device_add(struct dmaprobe_device *dd)
+{
+	return cdev_device_add(&dd->cdev, &dd->dev);
+}
+
+/*
+ * Take the PCI device away from its sessions.
+ *
+ * Waits for the calls in flight. All that sessions hold is torn down; from then on
+ * every call answers ENODEV.
+ */
+void dmaprobe_device_unplug(struct dmaprobe_device *dd)
+{
+	struct dmaprobe_session *s, *next;
+
+	cdev_device_del(&dd->cdev, &dd->dev);
+
+	guard(mutex)(&dd->lock);
+	scoped_guard(rwsem_write, &dd->group->lock)
+		dd->unplugged = true;
+
+	/* The device stops before any memory goes away from under it. */
+	list_for_each_entry(s, &dd->sessions, node)
+		dmaprobe_disable(s);
+	list_for_each_entry_safe(s, next, &dd->sessions, node) {
+		dmaprobe_session_end(s);
+		list_del_init(&s->node);
+		pm_runtime_put(&dd->pdev->dev);
+	}
+	dmaprobe_limits_reset(dd);
+	dd->domain = NULL;
+	dd->pdev = NULL;
+}
+
+/* Put the reference of dmaprobe_device_create(). */
+void dmaprobe_device_put(struct dmaprobe_device *dd)
+{
+	put_device(&dd->dev);
+}
+
+static int __init dmaprobe_init(void)
+{
+	int ret;
+
+	ret = alloc_chrdev_region(&dmaprobe_devt, 0, DMAPROBE_MAX_DEVICES,
+				  "dmaprobe");
+	if (ret)
+		return ret;
+	ret = class_register(&dmaprobe_class);
+	if (ret)
+		goto err_chrdev;
+	ret = dmaprobe_vfio_register();
+	if (ret)
+		goto err_class;
+	return 0;
+
+err_class:
+	class_unregister(&dmaprobe_class);
+err_chrdev:
+	unregister_chrdev_region(dmaprobe_devt, DMAPROBE_MAX_DEVICES);
+	return ret;
+}
+
+static void __exit dmaprobe_exit(void)
+{
+	dmaprobe_vfio_unregister();
+	class_unregister(&dmaprobe_class);
+	unregister_chrdev_region(dmaprobe_devt, DMAPROBE_MAX_DEVICES);
+	ida_destroy(&dmaprobe_minors);
+}
+
+module_init(dmaprobe_init);
+module_exit(dmaprobe_exit);
+
+MODULE_LICENSE("GPL");
+MODULE_DESCRIPTION("Drive the DMA-mapping API from user space");
+MODULE_AUTHOR("dmaprobe developers");

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The op table, and the one way through it: from a front (ioctl(), uring.c, run.c) to a
+ * handler, and back with the answer.
+ */
+#include <linux/file.h>
+#include <linux/fs.h>
+#include <linux/nospec.h>
+#include <linux/slab.h>
+#include <linux/uaccess.h>
+
+#include "compat.h"
+#include "private.h"
+
+#define CREATE_TRACE_POINTS
+#include "trace.h"
+
+/* Memory on the stack for the struct of any op. */
+union dmaprobe_cmd_buffer {
+#define OP(_cmd, _name, ...) struct dmaprobe_##_name _name;
+#include "ops.h"
+#undef OP
+};
+
+struct dmaprobe_op {
+	unsigned int cmd;
+	u32 size;
+	u32 min_size;
+	u32 flags;		/* those that the op knows */
+	bool read_only;		/* legal when the file is not open for writing */
+	bool exclusive;		/* takes dmaprobe_group::lock for writing */
+	bool self_locked;	/* takes the lock, and looks for the device, itself */
+	bool may_block;		/* may take long: not for a ring's submitter */
+	bool writeback;		/* its struct is written back */
+	const char *name;
+	int (*handle)(struct dmaprobe_ucmd *ucmd);
+};
+
+#define OP(_cmd, _name, _last, ...)					\
+	[_IOC_NR(DMAPROBE_##_cmd)] = {					\
+		.cmd = DMAPROBE_##_cmd,					\
+		.size = sizeof(struct dmaprobe_##_name) +		\
+			BUILD_BUG_ON_ZERO(sizeof(struct dmaprobe_##_name) % sizeof(u64)) + \
+			BUILD_BUG_ON_ZERO(offsetof(struct dmaprobe_##_name, size) != 0) + \
+			BUILD_BUG_ON_ZERO(offsetof(struct dmaprobe_##_name, flags) != 4), \
+		.min_size = offsetofend(struct dmaprobe_##_name, _last), \
+		.name = #_name,						\
+		.handle = dmaprobe_op_##_name,				\
+		__VA_ARGS__						\
+	},
+
+static const struct dmaprobe_op dmaprobe_ops[] = {
+#include "ops.h"
+};
+
+/*
+ * Make room for an array that is written beside the struct.
+ *
+ * The op fills ucmd->array. It is copied, and freed, with the struct. Returns 0 or
+ * -ENOMEM.
+ */
+int dmaprobe_reply_array(struct dmaprobe_ucmd *ucmd, u64 to, size_t nr, size_t size)
+{
+	if (!nr)
+		return 0;
+	ucmd->array = kvcalloc(nr, size, GFP_KERNEL_ACCOUNT);
+	if (!ucmd->array)
+		return -ENOMEM;
+	ucmd->array_to = u64_to_user_ptr(to);
+	ucmd->array_size = nr * size;
+	return 0;
+}
+
+/* Read the op's struct and check what all structs have in common. */
+static int fetch(struct dmaprobe_ucmd *ucmd, const struct dmaprobe_op *op)
+{
+	const struct dmaprobe_nop *head = ucmd->cmd;	/* how every struct begins */
+	int ret;
+
+	if (get_user(ucmd->user_size, (u32 __user *)ucmd->ubuffer))
+		return -EFAULT;
+	if (ucmd->user_size < op->min_size)
+		return -EINVAL;
+	if (ucmd->user_size > PAGE_SIZE)
+		return -E2BIG;
+	ret = copy_struct_from_user(ucmd->cmd, op->size, ucmd->ubuffer, ucmd->user_size);
+	if (ret)
+		return ret;
+	if (head->flags & ~op->flags)
+		return -EOPNOTSUPP;
+	return ucmd->session->read_only && !op->read_only ? -EBADF : 0;
+}
+
+static int lock(struct dmaprobe_ucmd *ucmd, const struct dmaprobe_op *op)
+{
+	struct rw_semaphore *sem = &ucmd->session->dd->group->lock;
+
+	if (op->exclusive)
+		down_write(sem);
+	else if (!ucmd->nonblock)
+		down_read(sem);
+	else if (!down_read_trylock(sem))
+		return -EAGAIN;
+	return 0;
+}
+
+static void unlock(struct dmaprobe_ucmd *ucmd, const struct dmaprobe_op *op)
+{
+	struct rw_semaphore *sem = &ucmd->session->dd->group->lock;
+
+	if (op->exclusive)
+		up_write(sem);
+	else
+		up_read(sem);
+}
+
+/* Write the answer, and show what was made; without an answer, nothing was. */
+static int reply(struct dmaprobe_ucmd *ucmd, int ret)
+{
+	if (!ret && ucmd->array &&
+	    copy_to_user(ucmd->array_to, ucmd->array, ucmd->array_size))
+		ret = -EFAULT;
+	if (!ret)
+		ret = copy_struct_to_user(ucmd->ubuffer, ucmd->user_size, ucmd->cmd,
+					  ucmd->op->size, NULL);
+	if (ucmd->array)
+		kvfree(ucmd->array);
+	if (ucmd->made && !ret)
+		dmaprobe_object_show(ucmd->session, ucmd->made);
+	else if (ucmd->made)
+		dmaprobe_object_withdraw(ucmd->session, ucmd->made);
+	if (ucmd->file && !ret) {
+		fd_install(ucmd->fd, ucmd->file);
+	} else if (ucmd->file) {
+		put_unused_fd(ucmd->fd);
+		fput(ucmd->file);
+	}
+	return ret;
+}
+
+/**
+ * dmaprobe_dispatch - make a call: the one way from a front to a handler
+ * @ucmd: the call; the front has filled in where it comes from
+ * @cmd: the command
+ *
+ * Return: the handler's answer; or -EAGAIN, which no handler returns for a reason
+ * of its own, when the call must not block but would
+ */
+int dmaprobe_dispatch(struct dmaprobe_ucmd *ucmd, unsigned int cmd)
+{
+	union dmaprobe_cmd_buffer buf __uninitialized;
+	const struct dmaprobe_op *op;
+	unsigned int nr = _IOC_NR(cmd);
+	int ret;
+
+	if (nr >= ARRAY_SIZE(dmaprobe_ops))
+		return -ENOTTY;
+	op = &dmaprobe_ops[array_index_nospec(nr, ARRAY_SIZE(dmaprobe_ops))];
+	if (op->cmd != cmd)
+		return -ENOTTY;
+	if (op->may_block && ucmd->nonblock)
+		return -EAGAIN;
+
+	ucmd->op = op;
+	ucmd->cmd = &buf;
+	ret = fetch(ucmd, op);
+	if (ret)
+		return ret;
+	if (op->self_locked) {
+		ret = op->handle(ucmd);
+	} else {
+		if (lock(ucmd, op))
+			return -EAGAIN;
+		ret = ucmd->session->dd->unplugged ? -ENODEV : op->handle(ucmd);
+		unlock(ucmd, op);
+	}
+	if (op->writeback)
+		ret = reply(ucmd, ret);
+	trace_dmaprobe_op(ucmd->session, op->name, ucmd->id, ucmd->iova, ucmd->length, ret);
+	return ret;
+}
+
+long dmaprobe_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
+{
+	struct dmaprobe_ucmd ucmd = {
+		.session = file->private_data,
+		.ubuffer = (void __user *)arg,
+	};
+
+	return dmaprobe_dispatch(&ucmd, cmd);
+}

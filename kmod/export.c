@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Allocations as dma-bufs.
+ *
+ * A dma-buf made here holds the object of its allocation and nothing else, so it keeps
+ * neither session nor device alive, and there are no cycles. When the allocation is
+ * revoked, the dma-buf stays as an empty shell. That needs importers that let go of the
+ * memory at once when asked to: only our own are accepted.
+ *
+ * A dma-buf lives as long as its dentry, which an O_PATH descriptor keeps when the file
+ * has long been freed. So nothing here goes by dma_buf::file once the descriptor is
+ * handed out; an allocation finds its dma-bufs by their dentries.
+ */
+#include <linux/dcache.h>
+#include <linux/dma-buf.h>
+#include <linux/dma-direct.h>
+#include <linux/dma-map-ops.h>
+#include <linux/dma-resv.h>
+#include <linux/file.h>
+#include <linux/fs.h>
+#include <linux/lockref.h>
+#include <linux/mm.h>
+#include <linux/slab.h>
+#include <linux/swiotlb.h>
+
+#include "compat.h"
+#include "private.h"
+
+struct dmaprobe_export_link {
+	struct list_head node;		/* under dmaprobe_allocation::lock */
+	struct dmaprobe_allocation *a;
+	struct dma_buf *dmabuf;
+	struct dentry *dentry;		/* not held */
+};
+
+static struct dmaprobe_allocation *exported(const struct dma_buf *dmabuf)
+{
+	struct dmaprobe_export_link *link = dmabuf->priv;
+
+	return link->a;
+}
+
+static int export_attach(struct dma_buf *dmabuf, struct dma_buf_attachment *attach)
+{
+	struct dmaprobe_allocation *a = exported(dmabuf);
+	int ret = 0;
+
+	if (attach->importer_ops != &dmaprobe_import_ops)
+		return -EOPNOTSUPP;
+	spin_lock(&a->lock);
+	/* Nobody synchronises for a device that does not see the CPU's caches. */
+	if (a->revoked)
+		ret = -ENODEV;
+	else if (dev_is_dma_coherent(attach->dev) != dev_is_dma_coherent(a->dev))
+		ret = -EOPNOTSUPP;
+	spin_unlock(&a->lock);
+	return ret;
+}
+
+/* The memory never moves; when it goes, pins do not count. */
+static int export_pin(struct dma_buf_attachment *attach)
+{
+	return 0;
+}
+
+static void export_unpin(struct dma_buf_attachment *attach)
+{
+}
+
+/* The longest entry that needs not be taken apart for a device. */
+static unsigned int longest_entry(struct device *dev)
+{
+	/* Wherever a page lies, it crosses no segment boundary. */
+	if (dma_get_seg_boundary(dev) < U32_MAX)
+		return PAGE_SIZE;
+	return dma_get_max_seg_size(dev);
+}
+
+/*
+ * Without a translating IOMMU the device must reach the pages by itself: nobody
+ * synchronises what is bounced, and the kernel WARNs about what cannot be.
+ */
+static int check_reach(struct device *dev, struct sg_table *sgt)
+{
+	u64 limit = min_not_zero(dma_get_mask(dev), dev->bus_dma_limit);
+	struct iommu_domain *domain = iommu_get_domain_for_dev(dev);
+	struct scatterlist *sg;
+	int i;
+
+	if (domain && (domain->type & __IOMMU_DOMAIN_DMA_API))
+		return 0;
+	if (is_swiotlb_force_bounce(dev))
+		return -EIO;
+	for_each_sgtable_sg(sgt, sg, i) {
+		if (phys_to_dma(dev, sg_phys(sg)) + sg->length - 1 > limit)
+			return -EIO;
+	}
+	return 0;
+}
+
+/* Coherent memory needs no sync, and the same memory may be mapped many times. */
+static unsigned long export_attrs(const struct dmaprobe_allocation *a)
+{
+	return DMAPROBE_MAY_OVERLAP | (a->kind == DMAPROBE_ALLOC_COHERENT ?
+				       DMA_ATTR_SKIP_CPU_SYNC : 0);
+}
+
+static struct sg_table *export_map(struct dma_buf_attachment *attach, enum dma_data_direction dir)
+{
+	struct dmaprobe_allocation *a = exported(attach->dmabuf);
+	struct sg_table *sgt;
+	int ret;
+
+	if (READ_ONCE(a->revoked))
+		return ERR_PTR(-ENODEV);
+
+	sgt = kzalloc_obj(*sgt, GFP_KERNEL_ACCOUNT);
+	if (!sgt)
+		return ERR_PTR(-ENOMEM);
+	ret = sg_alloc_table_from_pages_segment(sgt, a->mem.pages,
+						a->mem.nr_pages, 0,
+						a->mem.nr_pages << PAGE_SHIFT,
+						longest_entry(attach->dev),
+						GFP_KERNEL_ACCOUNT);
+	if (ret)
+		goto err_free;
+	ret = check_reach(attach->dev, sgt);
+	if (ret)
+		goto err_table;
+	ret = dma_map_sgtable(attach->dev, sgt, dir, export_attrs(a));
+	if (ret)
+		goto err_table;
+	return sgt;
+
+err_table:
+	sg_free_table(sgt);
+err_free:
+	kfree(sgt);
+	return ERR_PTR(ret);
+}
+
+static void export_unmap(struct dma_buf_attachment *attach,
+			 struct sg_table *sgt, enum dma_data_direction dir)
+{
+	dma_unmap_sgtable(attach->dev, sgt, dir, export_attrs(exported(attach->dmabuf)));
+	sg_free_table(sgt);
+	kfree(sgt);
+}
+
+static int export_sync(struct dma_buf *dmabuf, u32 target)
+{
+	struct dmaprobe_allocation *a = exported(dmabuf);
+	int ret = -ENODEV;
+
+	/* Revoking takes this lock between marking the allocation and freeing. */
+	dma_resv_lock(dmabuf->resv, NULL);
+	if (!READ_ONCE(a->revoked)) {
+		dmaprobe_allocation_sync(a, target, 0, a->mem.length);
+		ret = 0;
+	}
+	dma_resv_unlock(dmabuf->resv);
+	return ret;
+}
+
+static int export_begin_cpu_access(struct dma_buf *dmabuf, enum dma_data_direction dir)
+{
+	return export_sync(dmabuf, DMAPROBE_SYNC_FOR_CPU);
+}
+
+static int export_end_cpu_access(struct dma_buf *dmabuf, enum dma_data_direction dir)
+{
+	return export_sync(dmabuf, DMAPROBE_SYNC_FOR_DEVICE);
+}
+
+static int export_mmap(struct dma_buf *dmabuf, struct vm_area_struct *vma)
+{
+	if (!(vma->vm_flags & VM_SHARED))
+		return -EINVAL;
+	return dmaprobe_allocation_mmap(exported(dmabuf), vma, vma->vm_pgoff);
+}
+
+/* The last user of the dentry has gone. Until we have had the lock, it is there. */
+static void export_release(struct dma_buf *dmabuf)
+{
+	struct dmaprobe_export_link *link = dmabuf->priv;
+	struct dmaprobe_allocation *a = link->a;
+
+	scoped_guard(spinlock, &a->lock)
+		list_del(&link->node);
+	kfree(link);
+	dmaprobe_object_put(&a->mem.obj);
+}
+
+static const struct dma_buf_ops export_ops = {
+	.attach = export_attach,
+	.pin = export_pin,
+	.unpin = export_unpin,
+	.map_dma_buf = export_map,
+	.unmap_dma_buf = export_unmap,
+	.begin_cpu_access = export_begin_cpu_access,
+	.end_cpu_access = export_end_cpu_access,
+	.mmap = export_mmap,
+	.release = export_release,
+};
+
+/* Whether a dma-buf was made here. */
+bool dmaprobe_exported(const struct dma_buf *dmabuf)
+{
+	return dmabuf->ops == &export_ops;
+}
+
+/* Hold a dma-buf of an allocation that was not visited yet, or return NULL. */
+static struct dmaprobe_export_link *next_export(struct dmaprobe_allocation *a,
+						struct list_head *todo)
+{
+	struct dmaprobe_export_link *link, *found = NULL;
+
+	spin_lock(&a->lock);
+	while (!found && !list_empty(todo)) {
+		link = list_first_entry(todo, struct dmaprobe_export_link, node);
+		list_move(&link->node, &a->exports);
+		/* Without a user there is neither an importer nor a VMA. */
+		if (lockref_get_not_dead(&link->dentry->d_lockref))
+			found = link;
+	}
+	spin_unlock(&a->lock);
+	return found;
+}
+
+/* Take an allocation's memory away from its dma-bufs; all mmaps can be found. */
+void dmaprobe_export_revoke(struct dmaprobe_allocation *a)
+{
+	struct dmaprobe_export_link *link;
+	LIST_HEAD(todo);
+
+	scoped_guard(spinlock, &a->lock)
+		list_splice_init(&a->exports, &todo);
+	while ((link = next_export(a, &todo))) {
+		struct dma_buf *dmabuf = link->dmabuf;
+		struct dentry *dentry = link->dentry;
+
+		unmap_mapping_range(d_inode(dentry)->i_mapping, 0, 0, true);
+		dma_resv_lock(dmabuf->resv, NULL);
+		dma_buf_invalidate_mappings(dmabuf);
+		dma_resv_unlock(dmabuf->resv);
+		dput(dentry);
+	}
+}
+
+int dmaprobe_op_export(struct dmaprobe_ucmd *ucmd)
+{
+	struct dmaprobe_export *cmd = ucmd->cmd;
+	DEFINE_DMA_BUF_EXPORT_INFO(info);
+	struct dmaprobe_export_link *link;
+	struct dmaprobe_allocation *a;
+	struct dma_buf *dmabuf;
+	int fd, ret;
+
+	ucmd->id = cmd->id;
+	a = dmaprobe_allocation_get(ucmd, cmd->id);
+	if (IS_ERR(a))
+		return PTR_ERR(a);
+	ret = -ENXIO;
+	if (!a->mem.pages)
+		goto err_put;
+	ret = -ENOMEM;
+	link = kzalloc_obj(*link, GFP_KERNEL_ACCOUNT);
+	if (!link)
+		goto err_put;
+	link->a = a;
+	fd = get_unused_fd_flags(O_CLOEXEC);
+	if (fd < 0) {
+		ret = fd;
+		goto err_free;
+	}
+
+	info.ops = &export_ops;
+	info.size = a->mem.nr_pages << PAGE_SHIFT;
+	info.flags = O_RDWR;
+	info.priv = link;
+	dmabuf = dma_buf_export(&info);
+	if (IS_ERR(dmabuf)) {
+		ret = PTR_ERR(dmabuf);
+		goto err_fd;
+	}
+	/* From here on export_release() undoes it all. */
+	link->dmabuf = dmabuf;
+	link->dentry = dmabuf->file->f_path.dentry;
+	scoped_guard(spinlock, &a->lock)
+		list_add(&link->node, &a->exports);
+	ucmd->file = dmabuf->file;
+	ucmd->fd = fd;
+	cmd->fd = fd;
+	return 0;
+
+err_fd:
+	put_unused_fd(fd);
+err_free:
+	kfree(link);
+err_put:
+	dmaprobe_object_put(&a->mem.obj);
+	return ret;
+}

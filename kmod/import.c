@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Mappings of dma-bufs, whoever exported them.
+ *
+ * An importer maps, is asked to unmap, and unmaps under the lock of the dma-buf's
+ * reservation object. That is not held while the exporter's fences are waited for.
+ */
+#include <linux/dma-buf.h>
+#include <linux/dma-resv.h>
+#include <linux/file.h>
+#include <linux/fs.h>
+#include <linux/slab.h>
+
+#include "compat.h"
+#include "private.h"
+
+/* How long to wait for an exporter that moves the memory. */
+#define IMPORT_TIMEOUT	(10 * HZ)
+
+struct dmaprobe_import {
+	struct dmaprobe_object obj;
+	struct dma_buf *dmabuf;
+	struct dma_buf_attachment *attach;
+	struct sg_table *sgt;	/* NULL: taken away; under the reservation lock */
+	struct dmaprobe_segment *segments;	/* while there is a table */
+	u32 nr_segments;
+	u8 dir;
+};
+
+static_assert(offsetof(struct dmaprobe_import, obj) == 0);
+
+static void import_unmap(struct dmaprobe_import *imp)
+{
+	dma_resv_assert_held(imp->dmabuf->resv);
+	if (imp->sgt)
+		dma_buf_unmap_attachment(imp->attach, imp->sgt, imp->dir);
+	imp->sgt = NULL;
+}
+
+/*
+ * The memory is to move or to go for good: in both cases it is gone. The exporter does
+ * not hold our dmaprobe_group::lock, which would keep walks away.
+ */
+static void import_invalidate(struct dma_buf_attachment *attach)
+{
+	struct dmaprobe_import *imp = attach->importer_priv;
+
+	guard(mutex)(&imp->obj.session->dd->group->walk);
+	import_unmap(imp);
+}
+
+const struct dma_buf_attach_ops dmaprobe_import_ops = {
+	.DMAPROBE_DMA_BUF_INVALIDATE = import_invalidate,
+};
+
+static void import_release(struct dmaprobe_object *obj)
+{
+	struct dmaprobe_import *imp = container_of(obj, struct dmaprobe_import, obj);
+
+	dma_resv_lock(imp->dmabuf->resv, NULL);
+	import_unmap(imp);
+	dma_resv_unlock(imp->dmabuf->resv);
+	dma_buf_detach(imp->dmabuf, imp->attach);
+	dma_buf_put(imp->dmabuf);
+	kvfree(imp->segments);
+}
+
+static int import_segments(struct dmaprobe_object *obj, struct dmaprobe_ucmd *ucmd)
+{
+	struct dmaprobe_get_segments *cmd = ucmd->cmd;
+	struct dmaprobe_import *imp = container_of(obj, struct dmaprobe_import, obj);
+	u32 nr, room;
+	int ret;
+
+	dma_resv_lock(imp->dmabuf->resv, NULL);
+	nr = imp->sgt ? imp->nr_segments : 0;
+	dma_resv_unlock(imp->dmabuf->resv);
+
+	room = min(cmd->nr_segments, nr);
+	cmd->nr_segments = nr;
+	ret = dmaprobe_reply_array(ucmd, cmd->segments, room, sizeof(*imp->segments));
+	if (!ret && room)
+		memcpy(ucmd->array, imp->segments, room * sizeof(*imp->segments));
+	return ret;
+}
+
+static const struct dmaprobe_object_type import_type = {
+	.release = import_release,
+	.end_cmd = DMAPROBE_UNMAP,
+	.has_address = true,
+	.may_block = true,
+	.stats = offsetof(struct dmaprobe_get_stats, nr_mappings),
+	.segments = import_segments,
+};
+
+/*
+ * Whether the device can be given a dma-buf whose pages we do not know: an exporter
+ * need not look at the limits of segments, and nobody would sync what is bounced.
+ */
+static int check_foreign(const struct dmaprobe_device *dd, const struct dma_buf *dmabuf)
+{
+	struct device *dev = &dd->pdev->dev;
+
+	if (!dmaprobe_one_segment(dev, dmabuf->size))
+		return -EINVAL;
+	if (dmaprobe_translates(dd) ||
+	    (dd->direct_max == SIZE_MAX && !dma_addressing_limited(dev)))
+		return 0;
+	return -EIO;
+}
+
+/* Map it, unless its exporter is moving it: -EAGAIN. Undone by import_unmap(). */
+static int import_map(struct dmaprobe_import *imp)
+{
+	struct scatterlist *sg;
+	struct sg_table *sgt;
+	int i;
+
+	sgt = dma_buf_map_attachment(imp->attach, imp->dir);
+	if (IS_ERR(sgt))
+		return PTR_ERR(sgt);
+	imp->sgt = sgt;
+	if (!dma_resv_test_signaled(imp->dmabuf->resv, DMA_RESV_USAGE_KERNEL))
+		return -EAGAIN;
+
+	imp->segments = kvmalloc_array(sgt->nents, sizeof(*imp->segments), GFP_KERNEL_ACCOUNT);
+	if (!imp->segments)
+		return -ENOMEM;
+	for_each_sgtable_dma_sg(sgt, sg, i) {
+		imp->segments[i].dma_addr = sg_dma_address(sg);
+		imp->segments[i].length = sg_dma_len(sg);
+	}
+	imp->nr_segments = sgt->nents;
+	return 0;
+}
+
+/* Attach the device and map once, with the device there; -EAGAIN as import_map(). */
+static int import_add(struct dmaprobe_ucmd *ucmd, struct dmaprobe_import *imp)
+{
+	struct dmaprobe_map_dmabuf *cmd = ucmd->cmd;
+	struct dmaprobe_session *s = ucmd->session;
+	int ret;
+
+	guard(rwsem_read)(&s->dd->group->lock);
+	if (s->dd->unplugged)
+		return -ENODEV;
+	if (!dmaprobe_exported(imp->dmabuf)) {
+		ret = check_foreign(s->dd, imp->dmabuf);
+		if (ret)
+			return ret;
+	}
+	ret = dmaprobe_object_reserve(s, &imp->obj, &import_type);
+	if (ret)
+		return ret;
+	imp->attach = dma_buf_dynamic_attach(imp->dmabuf, dmaprobe_dma_dev(s),
+					     &dmaprobe_import_ops, imp);
+	if (IS_ERR(imp->attach)) {
+		ret = PTR_ERR(imp->attach);
+		goto err_unreserve;
+	}
+	ret = dma_resv_lock_interruptible(imp->dmabuf->resv, NULL);
+	if (ret) {
+		ret = -EINTR;
+		goto err_detach;
+	}
+	ret = import_map(imp);
+	if (ret)
+		import_unmap(imp);
+	dma_resv_unlock(imp->dmabuf->resv);
+	if (ret)
+		goto err_detach;
+
+	cmd->id = imp->obj.id;
+	cmd->nr_segments = imp->nr_segments;
+	cmd->length = imp->dmabuf->size;
+	dmaprobe_object_add(ucmd, &imp->obj);
+	ucmd->iova = imp->nr_segments ? imp->segments[0].dma_addr : 0;
+	ucmd->length = cmd->length;
+	return 0;
+
+err_detach:
+	dma_buf_detach(imp->dmabuf, imp->attach);
+	kvfree(imp->segments);
+	imp->segments = NULL;
+err_unreserve:
+	dmaprobe_object_unreserve(&imp->obj);
+	return ret;
+}
+
+int dmaprobe_op_map_dmabuf(struct dmaprobe_ucmd *ucmd)
+{
+	struct dmaprobe_map_dmabuf *cmd = ucmd->cmd;
+	unsigned long deadline = jiffies + IMPORT_TIMEOUT;
+	struct dmaprobe_import *imp;
+	int ret;
+
+	if (!dmaprobe_valid_dir(cmd->dir))
+		return -EINVAL;
+	imp = kzalloc_obj(*imp, GFP_KERNEL_ACCOUNT);
+	if (!imp)
+		return -ENOMEM;
+	imp->dir = cmd->dir;
+	imp->dmabuf = dma_buf_get(cmd->fd);
+	if (IS_ERR(imp->dmabuf)) {
+		ret = PTR_ERR(imp->dmabuf);
+		goto err_free;
+	}
+	/* The descriptor is how the exporter gave its permission. */
+	ret = -EACCES;
+	if (cmd->dir != DMAPROBE_DIR_TO_DEVICE && !(imp->dmabuf->file->f_mode & FMODE_WRITE))
+		goto err_put;
+
+	for (;;) {
+		ret = import_add(ucmd, imp);
+		if (!ret)
+			return 0;
+		if (ret != -EAGAIN)
+			break;
+		ret = -ETIMEDOUT;
+		if (time_after_eq(jiffies, deadline))
+			break;
+		ret = -EINTR;
+		if (dmaprobe_interrupted() ||
+		    dma_resv_wait_timeout(imp->dmabuf->resv, DMA_RESV_USAGE_KERNEL, true,
+					  deadline - jiffies) < 0)
+			break;
+	}
+
+err_put:
+	dma_buf_put(imp->dmabuf);
+err_free:
+	kfree(imp);
+	return ret;
+}
+
+DMAPROBE_IMPORT_NS_DMA_BUF;
