@@ -7,13 +7,11 @@
  * session ends or the device goes away. The object, without the memory, lasts as long
  * as an mmap (alloc_mmap.c), a dma-buf (export.c) or a walk holds it.
  */
-#include <linux/capability.h>
 #include <linux/dma-direct.h>
 #include <linux/dma-map-ops.h>
 #include <linux/highmem.h>
 #include <linux/mm.h>
 #include <linux/slab.h>
-#include <linux/uaccess.h>
 
 #include "compat.h"
 #include "private.h"
@@ -272,7 +270,7 @@ static const struct dmaprobe_object_type allocation_type = {
 
 /* Look an allocation up and hold it. */
 struct dmaprobe_allocation *
-dmaprobe_allocation_get(const struct dmaprobe_ucmd *ucmd, u32 id)
+dmaprobe_allocation_get(struct dmaprobe_ucmd *ucmd, u32 id)
 {
 	struct dmaprobe_object *obj;
 

@@ -6,7 +6,6 @@
  * of its VMA share. It holds the allocation, and leads to the mm, for which revoking
  * has to wait.
  */
-#include <linux/dma-map-ops.h>
 #include <linux/mm.h>
 #include <linux/sched/mm.h>
 #include <linux/slab.h>

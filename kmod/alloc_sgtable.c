@@ -3,7 +3,6 @@
  * How allocations lie in physical memory.
  */
 #include <linux/capability.h>
-#include <linux/dma-map-ops.h>
 #include <linux/mm.h>
 #include <linux/scatterlist.h>
 #include <linux/slab.h>

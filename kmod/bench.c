@@ -30,6 +30,7 @@ static int bench_map_page(struct dmaprobe_ucmd *ucmd, u32 count)
 {
 	struct dmaprobe_bench *cmd = ucmd->cmd;
 	struct device *dev = dmaprobe_dma_dev(ucmd->session);
+	unsigned long attrs = dmaprobe_map_attrs(ucmd->session, 0);
 	phys_addr_t phys;
 	u64 start;
 	int ret;
@@ -49,11 +50,11 @@ static int bench_map_page(struct dmaprobe_ucmd *ucmd, u32 count)
 
 		addr = dma_map_page_attrs(dev, pfn_to_page(PHYS_PFN(phys)),
 					  offset_in_page(phys), PAGE_SIZE,
-					  DMA_TO_DEVICE, 0);
+					  DMA_TO_DEVICE, attrs);
 		ret = dma_mapping_error(dev, addr);
 		if (ret)
 			return ret;
-		dma_unmap_page_attrs(dev, addr, PAGE_SIZE, DMA_TO_DEVICE, 0);
+		dma_unmap_page_attrs(dev, addr, PAGE_SIZE, DMA_TO_DEVICE, attrs);
 	}
 	cmd->ns += ktime_get_ns() - start;
 	return 0;
@@ -62,7 +63,7 @@ static int bench_map_page(struct dmaprobe_ucmd *ucmd, u32 count)
 /* One batch, with the device there. */
 static int bench_batch(struct dmaprobe_ucmd *ucmd, u32 count)
 {
-	struct dmaprobe_bench *cmd = ucmd->cmd;
+	const struct dmaprobe_bench *cmd = ucmd->cmd;
 	struct dmaprobe_session *s = ucmd->session;
 	int ret;
 

@@ -13,7 +13,6 @@
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/sort.h>
-#include <linux/uaccess.h>
 
 #include "compat.h"
 #include "private.h"
@@ -249,7 +248,7 @@ static const struct dmaprobe_object_type buffer_type = {
 };
 
 /* Look a buffer up and hold it. */
-struct dmaprobe_buffer *dmaprobe_buffer_get(const struct dmaprobe_ucmd *ucmd, u32 id)
+struct dmaprobe_buffer *dmaprobe_buffer_get(struct dmaprobe_ucmd *ucmd, u32 id)
 {
 	struct dmaprobe_object *obj;
 

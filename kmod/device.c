@@ -3,7 +3,6 @@
  * Bound devices, their character devices, and the groups they are in.
  */
 #include <linux/dma-map-ops.h>
-#include <linux/fs.h>
 #include <linux/idr.h>
 #include <linux/module.h>
 #include <linux/pm_runtime.h>
@@ -159,10 +158,9 @@ void dmaprobe_device_unplug(struct dmaprobe_device *dd)
 		dd->unplugged = true;
 
 	/* The device stops before any memory goes away from under it. */
-	list_for_each_entry(s, &dd->sessions, node)
-		dmaprobe_disable(s);
+	dmaprobe_disable(dd, NULL);
 	list_for_each_entry_safe(s, next, &dd->sessions, node) {
-		dmaprobe_session_end(s);
+		dmaprobe_objects_teardown(s);
 		list_del_init(&s->node);
 		pm_runtime_put(&dd->pdev->dev);
 	}

@@ -256,7 +256,6 @@ int dmaprobe_op_export(struct dmaprobe_ucmd *ucmd)
 	struct dma_buf *dmabuf;
 	int fd, ret;
 
-	ucmd->id = cmd->id;
 	a = dmaprobe_allocation_get(ucmd, cmd->id);
 	if (IS_ERR(a))
 		return PTR_ERR(a);
@@ -286,8 +285,9 @@ int dmaprobe_op_export(struct dmaprobe_ucmd *ucmd)
 	/* From here on export_release() undoes it all. */
 	link->dmabuf = dmabuf;
 	link->dentry = dmabuf->file->f_path.dentry;
-	scoped_guard(spinlock, &a->lock)
-		list_add(&link->node, &a->exports);
+	spin_lock(&a->lock);
+	list_add(&link->node, &a->exports);
+	spin_unlock(&a->lock);
 	ucmd->file = dmabuf->file;
 	ucmd->fd = fd;
 	cmd->fd = fd;

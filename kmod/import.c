@@ -7,7 +7,6 @@
  */
 #include <linux/dma-buf.h>
 #include <linux/dma-resv.h>
-#include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/slab.h>
 
@@ -109,7 +108,10 @@ static int check_foreign(const struct dmaprobe_device *dd, const struct dma_buf 
 	return -EIO;
 }
 
-/* Map it, unless its exporter is moving it: -EAGAIN. Undone by import_unmap(). */
+/*
+ * Map it. Returns 1 while its exporter is moving it. What was done is undone by
+ * import_unmap(); an exporter's -EAGAIN is none to a ring.
+ */
 static int import_map(struct dmaprobe_import *imp)
 {
 	struct scatterlist *sg;
@@ -118,10 +120,10 @@ static int import_map(struct dmaprobe_import *imp)
 
 	sgt = dma_buf_map_attachment(imp->attach, imp->dir);
 	if (IS_ERR(sgt))
-		return PTR_ERR(sgt);
+		return PTR_ERR(sgt) == -EAGAIN ? -EBUSY : PTR_ERR(sgt);
 	imp->sgt = sgt;
 	if (!dma_resv_test_signaled(imp->dmabuf->resv, DMA_RESV_USAGE_KERNEL))
-		return -EAGAIN;
+		return 1;
 
 	imp->segments = kvmalloc_array(sgt->nents, sizeof(*imp->segments), GFP_KERNEL_ACCOUNT);
 	if (!imp->segments)
@@ -134,14 +136,13 @@ static int import_map(struct dmaprobe_import *imp)
 	return 0;
 }
 
-/* Attach the device and map once, with the device there; -EAGAIN as import_map(). */
+/* Attach the device and map once, with the device there. Returns 1 as import_map(). */
 static int import_add(struct dmaprobe_ucmd *ucmd, struct dmaprobe_import *imp)
 {
 	struct dmaprobe_map_dmabuf *cmd = ucmd->cmd;
 	struct dmaprobe_session *s = ucmd->session;
 	int ret;
 
-	guard(rwsem_read)(&s->dd->group->lock);
 	if (s->dd->unplugged)
 		return -ENODEV;
 	if (!dmaprobe_exported(imp->dmabuf)) {
@@ -191,6 +192,7 @@ int dmaprobe_op_map_dmabuf(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_map_dmabuf *cmd = ucmd->cmd;
 	unsigned long deadline = jiffies + IMPORT_TIMEOUT;
+	long left = IMPORT_TIMEOUT;
 	struct dmaprobe_import *imp;
 	int ret;
 
@@ -211,18 +213,17 @@ int dmaprobe_op_map_dmabuf(struct dmaprobe_ucmd *ucmd)
 		goto err_put;
 
 	for (;;) {
-		ret = import_add(ucmd, imp);
+		scoped_guard(rwsem_read, &ucmd->session->dd->group->lock)
+			ret = import_add(ucmd, imp);
 		if (!ret)
 			return 0;
-		if (ret != -EAGAIN)
+		if (ret < 0)
 			break;
-		ret = -ETIMEDOUT;
-		if (time_after_eq(jiffies, deadline))
-			break;
-		ret = -EINTR;
-		if (dmaprobe_interrupted() ||
-		    dma_resv_wait_timeout(imp->dmabuf->resv, DMA_RESV_USAGE_KERNEL, true,
-					  deadline - jiffies) < 0)
+		left = dmaprobe_interrupted() ? -EINTR :
+		       dma_resv_wait_timeout(imp->dmabuf->resv, DMA_RESV_USAGE_KERNEL, true, left);
+		ret = left < 0 ? -EINTR : -ETIMEDOUT;
+		left = (long)(deadline - jiffies);
+		if (ret == -EINTR || left <= 0)
 			break;
 	}
 

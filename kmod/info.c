@@ -3,7 +3,6 @@
  * What the kernel, the device and its domain offer: nothing here changes anything.
  */
 #include <linux/dma-map-ops.h>
-#include <linux/uaccess.h>
 
 #include "compat.h"
 #include "private.h"

@@ -143,7 +143,6 @@ static struct dmaprobe_iova *iova_lock(struct dmaprobe_ucmd *ucmd, u32 id, bool 
 
 	if (IS_ERR(obj))
 		return ERR_CAST(obj);
-	ucmd->id = obj->id;
 	iova = container_of(obj, struct dmaprobe_iova, obj);
 	mutex_lock(&iova->lock);
 	ret = iova->revoked ? -ENOENT :
@@ -211,7 +210,7 @@ static int check_linked(struct dmaprobe_iova *iova, u64 offset, u64 length,
 }
 
 /* The physical address that the first link is to have, or 0. */
-static int first_phys(const struct dmaprobe_ucmd *ucmd, phys_addr_t *phys)
+static int first_phys(struct dmaprobe_ucmd *ucmd, phys_addr_t *phys)
 {
 	const struct dmaprobe_iova_alloc *cmd = ucmd->cmd;
 
@@ -326,7 +325,7 @@ static int link_insert(struct dmaprobe_iova *iova, struct dmaprobe_link *link, u
 }
 
 /* Find what is to be linked: part of a BAR (NULL), or a range of a buffer, held. */
-static struct dmaprobe_buffer *link_source(const struct dmaprobe_ucmd *ucmd, phys_addr_t *phys)
+static struct dmaprobe_buffer *link_source(struct dmaprobe_ucmd *ucmd, phys_addr_t *phys)
 {
 	const struct dmaprobe_iova_link *cmd = ucmd->cmd;
 	struct dmaprobe_buffer *buf = NULL;
@@ -386,28 +385,26 @@ int dmaprobe_op_iova_link(struct dmaprobe_ucmd *ucmd)
 	link->attrs = cmd->attrs;
 	link->first = (iova->state.addr + cmd->offset) & ~mask;
 	link->last = (iova->state.addr + cmd->offset + cmd->length - 1) | mask;
-	ret = link_insert(iova, link, mask);
-	if (ret)
-		return ret;
 	note_range(ucmd, iova, cmd->offset, cmd->length);
 	ret = dmaprobe_address_get(s);
 	if (ret)
-		goto err_erase;
-	ret = dma_iova_link(dmaprobe_dma_dev(s), &iova->state, phys, cmd->offset,
-			    cmd->length, cmd->dir, dmaprobe_map_attrs(s, cmd->attrs));
-	if (ret)
-		goto err_address;
+		return ret;
+	ret = link_insert(iova, link, mask);
+	if (!ret) {
+		ret = dma_iova_link(dmaprobe_dma_dev(s), &iova->state, phys, cmd->offset,
+				    cmd->length, cmd->dir, dmaprobe_map_attrs(s, cmd->attrs));
+		if (ret)
+			rb_erase(&link->node, &iova->links);
+	}
+	if (ret) {
+		dmaprobe_address_put(s);
+		return ret;
+	}
 	link->buf = no_free_ptr(buf);
 	iova->nr_links++;
 	iova->linked += link->length;
 	link = NULL;
 	return 0;
-
-err_address:
-	dmaprobe_address_put(s);
-err_erase:
-	rb_erase(&link->node, &iova->links);
-	return ret;
 }
 
 int dmaprobe_op_iova_sync(struct dmaprobe_ucmd *ucmd)

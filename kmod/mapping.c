@@ -12,7 +12,6 @@
 #include <linux/scatterlist.h>
 #include <linux/slab.h>
 #include <linux/swiotlb.h>
-#include <linux/uaccess.h>
 
 #include "compat.h"
 #include "private.h"
@@ -173,7 +172,7 @@ int dmaprobe_bar_range(const struct dmaprobe_device *dd, u32 bar, u64 offset,
 		return -ENXIO;
 
 	size = resource_size(res);
-	if (!length || length > size || offset > size - length)
+	if (!length || length > min(size, DMAPROBE_IOVA_RANGE_MAX) || offset > size - length)
 		return -EINVAL;
 	*phys = res->start + offset;
 	if (!dmaprobe_translates(dd))
@@ -299,7 +298,6 @@ int dmaprobe_op_sync(struct dmaprobe_ucmd *ucmd)
 	struct dmaprobe_object *obj;
 	int ret;
 
-	ucmd->id = cmd->id;
 	ucmd->length = cmd->length;
 	if (cmd->target > DMAPROBE_SYNC_FOR_DEVICE || !cmd->length)
 		return -EINVAL;

@@ -3,7 +3,6 @@
  * The common part of everything made of pages: charging, finding a physical address in
  * it, mmap(), DMAPROBE_COPY.
  */
-#include <linux/capability.h>
 #include <linux/fs.h>
 #include <linux/mm.h>
 #include <linux/moduleparam.h>
@@ -181,7 +180,7 @@ bool dmaprobe_memory_find(const struct dmaprobe_memory *mem, phys_addr_t phys,
 }
 
 /* Look an object with pages up and hold it. */
-struct dmaprobe_memory *dmaprobe_memory_get(const struct dmaprobe_ucmd *ucmd, u32 id)
+struct dmaprobe_memory *dmaprobe_memory_get(struct dmaprobe_ucmd *ucmd, u32 id)
 {
 	struct dmaprobe_object *obj;
 

@@ -137,7 +137,7 @@ void dmaprobe_object_withdraw(struct dmaprobe_session *s, u32 id)
 }
 
 /* The id that is meant: in a run it can be that of what an earlier call made. */
-u32 dmaprobe_resolve_id(const struct dmaprobe_ucmd *ucmd, u32 id)
+u32 dmaprobe_resolve_id(struct dmaprobe_ucmd *ucmd, u32 id)
 {
 	u32 index = id & ~DMAPROBE_RUN_ID(0);
 
@@ -150,7 +150,7 @@ u32 dmaprobe_resolve_id(const struct dmaprobe_ucmd *ucmd, u32 id)
 
 /* Look an object up, of one type or of any (NULL), and hold it. */
 struct dmaprobe_object *
-dmaprobe_object_get(const struct dmaprobe_ucmd *ucmd, u32 id,
+dmaprobe_object_get(struct dmaprobe_ucmd *ucmd, u32 id,
 		    const struct dmaprobe_object_type *type)
 {
 	struct dmaprobe_object *obj;
@@ -161,6 +161,8 @@ dmaprobe_object_get(const struct dmaprobe_ucmd *ucmd, u32 id,
 	if (!obj || (type && obj->type != type) ||
 	    !refcount_inc_not_zero(&obj->refs))
 		return ERR_PTR(-ENOENT);
+	if (!ucmd->id)
+		ucmd->id = id;
 	return obj;
 }
 
@@ -226,9 +228,9 @@ int dmaprobe_op_unmap(struct dmaprobe_ucmd *ucmd)
 }
 
 /*
- * Release what a session holds in which no op is running.
- *
- * The order does not matter: who uses an object holds it.
+ * Release what a session holds in which no op is running. The order does not matter: who
+ * uses an object holds it. When unplug and close come at the same time, the second one
+ * waits for the first, and finds nothing.
  */
 void dmaprobe_objects_teardown(struct dmaprobe_session *s)
 {
@@ -236,6 +238,7 @@ void dmaprobe_objects_teardown(struct dmaprobe_session *s)
 	struct dmaprobe_object *obj;
 	unsigned long id;
 
+	mutex_lock(&s->teardown);
 	down_read(&group->lock);
 	xa_for_each(&s->objects, id, obj) {
 		while (obj->type->drain && obj->type->drain(obj))
@@ -251,6 +254,7 @@ void dmaprobe_objects_teardown(struct dmaprobe_session *s)
 	}
 	up_read(&group->lock);
 	WARN_ON(!xa_empty(&s->objects));
+	mutex_unlock(&s->teardown);
 }
 
 int dmaprobe_op_get_stats(struct dmaprobe_ucmd *ucmd)

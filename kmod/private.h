@@ -90,8 +90,9 @@ struct dmaprobe_device {
 	u32 bound_max_segment;
 	u32 bound_min_align;
 
+	struct pci_dev *pdev;		/* until everything is torn down */
+
 	/* Written with dmaprobe_group::lock held for writing. */
-	struct pci_dev *pdev;
 	bool unplugged;
 	bool widened;			/* limits that take a privilege are set */
 	size_t direct_max;		/* dma_max_mapping_size() for what is set */
@@ -229,9 +230,9 @@ void dmaprobe_object_unreserve(struct dmaprobe_object *obj);
 void dmaprobe_object_add(struct dmaprobe_ucmd *ucmd, struct dmaprobe_object *obj);
 void dmaprobe_object_show(struct dmaprobe_session *s, u32 id);
 void dmaprobe_object_withdraw(struct dmaprobe_session *s, u32 id);
-u32 dmaprobe_resolve_id(const struct dmaprobe_ucmd *ucmd, u32 id);
+u32 dmaprobe_resolve_id(struct dmaprobe_ucmd *ucmd, u32 id);
 struct dmaprobe_object *
-dmaprobe_object_get(const struct dmaprobe_ucmd *ucmd, u32 id,
+dmaprobe_object_get(struct dmaprobe_ucmd *ucmd, u32 id,
 		    const struct dmaprobe_object_type *type);
 void dmaprobe_object_put(struct dmaprobe_object *obj);
 void dmaprobe_object_remove(struct dmaprobe_object *obj);
@@ -281,7 +282,7 @@ int dmaprobe_memory_index(struct dmaprobe_memory *mem);
 void dmaprobe_memory_free(struct dmaprobe_memory *mem);
 bool dmaprobe_memory_find(const struct dmaprobe_memory *mem, phys_addr_t phys,
 			  u64 expected, u64 *offset, u64 *length);
-struct dmaprobe_memory *dmaprobe_memory_get(const struct dmaprobe_ucmd *ucmd, u32 id);
+struct dmaprobe_memory *dmaprobe_memory_get(struct dmaprobe_ucmd *ucmd, u32 id);
 u64 dmaprobe_mmap_offset(u32 id);
 int dmaprobe_mmap(struct file *file, struct vm_area_struct *vma);
 
@@ -310,7 +311,7 @@ struct dmaprobe_buffer {
 	bool read_only;		/* for the device */
 };
 
-struct dmaprobe_buffer *dmaprobe_buffer_get(const struct dmaprobe_ucmd *ucmd, u32 id);
+struct dmaprobe_buffer *dmaprobe_buffer_get(struct dmaprobe_ucmd *ucmd, u32 id);
 
 /* Accepts NULL and an ERR_PTR. */
 static inline void dmaprobe_buffer_put(struct dmaprobe_buffer *buf)
@@ -351,7 +352,7 @@ struct dmaprobe_allocation {
 };
 
 struct dmaprobe_allocation *
-dmaprobe_allocation_get(const struct dmaprobe_ucmd *ucmd, u32 id);
+dmaprobe_allocation_get(struct dmaprobe_ucmd *ucmd, u32 id);
 void dmaprobe_allocation_sync(struct dmaprobe_allocation *a, u32 target,
 			      u64 offset, u64 length);
 
@@ -390,14 +391,13 @@ void dmaprobe_device_put(struct dmaprobe_device *dd);
 
 /* session.c */
 extern const struct file_operations dmaprobe_fops;
-void dmaprobe_session_end(struct dmaprobe_session *s);
 
 /* limits.c */
 void dmaprobe_limits_save(struct dmaprobe_device *dd);
 void dmaprobe_limits_reset(struct dmaprobe_device *dd);
 
 /* vfio.c */
-void dmaprobe_disable(struct dmaprobe_session *s);
+void dmaprobe_disable(struct dmaprobe_device *dd, struct dmaprobe_session *only);
 int dmaprobe_vfio_register(void);
 void dmaprobe_vfio_unregister(void);
 

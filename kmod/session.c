@@ -65,25 +65,15 @@ err_free:
 	return ret;
 }
 
-/*
- * Undo all that a session did to its device. No call is running in it.
- *
- * The device stops before its memory goes away from under it. Unplug and close can come
- * at the same time; the second one waits for the first, and finds nothing.
- */
-void dmaprobe_session_end(struct dmaprobe_session *s)
-{
-	dmaprobe_disable(s);
-	guard(mutex)(&s->teardown);
-	dmaprobe_objects_teardown(s);
-}
-
 static int dmaprobe_release(struct inode *inode, struct file *file)
 {
 	struct dmaprobe_session *s = file->private_data;
 	struct dmaprobe_device *dd = s->dd;
 
-	dmaprobe_session_end(s);
+	/* The device stops before its memory goes away from under it. */
+	if (s->enabled)
+		dmaprobe_disable(dd, s);
+	dmaprobe_objects_teardown(s);
 	scoped_guard(mutex, &dd->lock) {
 		/* Unplug has done the rest for those it found. */
 		if (!list_empty(&s->node)) {

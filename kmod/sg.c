@@ -5,7 +5,6 @@
  * As a mapping of one range, a list never changes until it is unmapped. It holds each
  * of its buffers once, however often that is in the list.
  */
-#include <linux/overflow.h>
 #include <linux/scatterlist.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
@@ -21,6 +20,7 @@ struct dmaprobe_list {
 	struct dmaprobe_object obj;
 	struct sg_table sgt;
 	struct xarray buffers;		/* by id */
+	unsigned long charged;		/* pages, for the table */
 	u64 length;
 	u8 kind;
 	u8 dir;
@@ -58,6 +58,7 @@ static void list_clear(struct dmaprobe_list *list)
 	xa_for_each(&list->buffers, id, buf)
 		dmaprobe_buffer_put(buf);
 	xa_destroy(&list->buffers);
+	dmaprobe_uncharge(list->obj.session, list->charged);
 	sg_free_table(&list->sgt);
 }
 
@@ -109,7 +110,7 @@ static const struct dmaprobe_object_type list_type = {
 };
 
 /* Find a buffer and hold it with the list. */
-static struct dmaprobe_buffer *list_hold(const struct dmaprobe_ucmd *ucmd,
+static struct dmaprobe_buffer *list_hold(struct dmaprobe_ucmd *ucmd,
 					 struct dmaprobe_list *list, u32 id)
 {
 	struct dmaprobe_buffer *buf = dmaprobe_buffer_get(ucmd, id);
@@ -148,8 +149,9 @@ static int check_entry(const struct dmaprobe_device *dd, phys_addr_t phys, u64 l
 
 /* The entry before, and how much IOVA space the list takes so far. */
 struct dmaprobe_layout {
-	const struct dmaprobe_sg_entry *prev;
 	const struct dmaprobe_buffer *buf;
+	u64 offset;
+	u64 reach;	/* from @offset to the end of the last granule */
 	u64 length;
 };
 
@@ -165,22 +167,23 @@ static int lay_out(const struct dmaprobe_device *dd, struct dmaprobe_layout *lay
 	u64 boundary = dma_get_seg_boundary(&dd->pdev->dev);
 	u64 length = ALIGN((phys & mask) + entry->length, mask + 1);
 	u64 pad = mask ? (boundary - lay->length + 1) & boundary : 0;
+	phys_addr_t unused;
 	int ret;
 
 	if (lay->length && pad && pad < length - 1) {
-		ret = dmaprobe_buffer_range(lay->buf, lay->prev->offset,
-					    ALIGN(lay->prev->length, mask + 1) + pad, dir, &phys);
+		ret = dmaprobe_buffer_range(lay->buf, lay->offset, lay->reach + pad, dir, &unused);
 		if (ret)
 			return ret;
 		lay->length += pad;
 	}
 	lay->length += length;
-	lay->prev = entry;
 	lay->buf = buf;
+	lay->offset = entry->offset;
+	lay->reach = length - (phys & mask);
 	return lay->length > LIST_MAX_LENGTH ? -EINVAL : 0;
 }
 
-static int list_fill(const struct dmaprobe_ucmd *ucmd,
+static int list_fill(struct dmaprobe_ucmd *ucmd,
 		     struct dmaprobe_list *list,
 		     const struct dmaprobe_sg_entry *entry)
 {
@@ -232,14 +235,10 @@ static int map_sg(struct dmaprobe_ucmd *ucmd, const struct dmaprobe_sg_entry *en
 {
 	struct dmaprobe_map_sg *cmd = ucmd->cmd;
 	struct dmaprobe_session *s = ucmd->session;
+	struct device *dev = dmaprobe_dma_dev(s);
 	struct dmaprobe_list *list;
-	struct device *dev;
 	int ret;
 
-	guard(rwsem_read)(&s->dd->group->lock);
-	if (s->dd->unplugged)
-		return -ENODEV;
-	dev = dmaprobe_dma_dev(s);
 	ret = dmaprobe_check_map_attrs(s, cmd->attrs, DMAPROBE_MAP_ATTRS);
 	if (ret)
 		return ret;
@@ -252,10 +251,15 @@ static int map_sg(struct dmaprobe_ucmd *ucmd, const struct dmaprobe_sg_entry *en
 	list->kind = cmd->kind;
 	list->dir = cmd->dir;
 	list->obj.attrs = cmd->attrs;
-	xa_init(&list->buffers);
-	ret = sg_alloc_table(&list->sgt, cmd->nr_entries, GFP_KERNEL_ACCOUNT);
+	list->obj.session = s;
+	xa_init_flags(&list->buffers, XA_FLAGS_ACCOUNT);
+	list->charged = PFN_UP(cmd->nr_entries * sizeof(*list->sgt.sgl));
+	ret = dmaprobe_charge(s, list->charged);
 	if (ret)
 		goto err_free;
+	ret = sg_alloc_table(&list->sgt, cmd->nr_entries, GFP_KERNEL_ACCOUNT);
+	if (ret)
+		goto err_clear;
 	ret = list_fill(ucmd, list, entries);
 	if (ret)
 		goto err_clear;
@@ -286,6 +290,7 @@ err_free:
 int dmaprobe_op_map_sg(struct dmaprobe_ucmd *ucmd)
 {
 	const struct dmaprobe_map_sg *cmd = ucmd->cmd;
+	struct dmaprobe_device *dd = ucmd->session->dd;
 	struct dmaprobe_sg_entry *entries;
 	int ret;
 
@@ -295,7 +300,8 @@ int dmaprobe_op_map_sg(struct dmaprobe_ucmd *ucmd)
 				     cmd->nr_entries, sizeof(*entries));
 	if (IS_ERR(entries))
 		return PTR_ERR(entries);
-	ret = map_sg(ucmd, entries);
+	scoped_guard(rwsem_read, &dd->group->lock)
+		ret = dd->unplugged ? -ENODEV : map_sg(ucmd, entries);
 	kvfree(entries);
 	return ret;
 }

@@ -22,7 +22,7 @@
 #define EXTENT_BATCH	8
 
 struct dmaprobe_walk {
-	const struct dmaprobe_ucmd *ucmd;
+	struct dmaprobe_ucmd *ucmd;
 	u64 end;
 
 	/* Translations of the granules from @first on, without holes between. */

@@ -3,7 +3,6 @@
  * The front for io_uring's commands. A command is complete when its handler returns, so
  * nothing is ever pending here.
  */
-#include <linux/fs.h>
 #include <linux/io_uring/cmd.h>
 
 #include "private.h"

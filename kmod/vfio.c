@@ -96,9 +96,10 @@ static int enable(struct dmaprobe_session *s)
 			return ret;
 		pci_set_master(dd->pdev);
 	}
-	dd->enable_users++;
+	/* Of several users, any can have left something. */
+	dd->used_by = dd->enable_users && !uid_eq(dd->used_by, s->uid) ? INVALID_UID : s->uid;
 	dd->used = true;
-	dd->used_by = s->uid;
+	dd->enable_users++;
 	s->enabled = true;
 	return 0;
 }
@@ -139,11 +140,17 @@ int dmaprobe_op_enable(struct dmaprobe_ucmd *ucmd)
 	return ret;
 }
 
-/* End a session's use of registers and bus mastering, if any. */
-void dmaprobe_disable(struct dmaprobe_session *s)
+/* End the use of registers and bus mastering by one session of a device or, NULL, all. */
+void dmaprobe_disable(struct dmaprobe_device *dd, struct dmaprobe_session *only)
 {
-	guard(mutex)(&s->dd->core->vdev.dev_set->lock);
-	disable(s);
+	struct dmaprobe_session *s;
+
+	guard(mutex)(&dd->core->vdev.dev_set->lock);
+	if (only)
+		disable(only);
+	else
+		list_for_each_entry(s, &dd->sessions, node)
+			disable(s);
 }
 
 /* VFIO holds the lock of the set. */

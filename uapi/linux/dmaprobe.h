@@ -48,11 +48,11 @@
  *
  * Commands that create something can answer:
  *
- *  - ENOMEM: no memory, or a limit was reached: RLIMIT_MEMLOCK for callers without
+ *  - ENOMEM: no memory, or a limit was reached: RLIMIT_MEMLOCK for sessions opened without
  *    CAP_IPC_LOCK, the module's session_max_mib for all.
  *  - ENOSPC: the unprivileged sessions of the device hold as many DMA addresses together
- *    as the module's device_max_addresses allows. Each mapping, link, IOVA space, allocation
- *    and block of a pool counts as one.
+ *    as the module's device_max_addresses allows. Each mapping, link, IOVA space,
+ *    allocation, pool and block of a pool counts as one.
  *  - EPERM: a privileged session has widened the limits of the device (see
  *    ``DMAPROBE_SET_MASK`` and ``DMAPROBE_SET_SEGMENTS``), and this one is not privileged. A
  *    session is privileged when it was opened with CAP_SYS_RAWIO.
@@ -332,13 +332,13 @@ struct dmaprobe_set_mask {
  * it. This is for callers that reach the BARs through sysfs; VFIO's users do the same
  * through its config space. Asking twice for the same is no error.
  *
- * When the session that last had the device enabled was another user's, the function is
- * reset first, so that no DMA of that user is left in it. EPERM when it cannot be reset and
- * the caller lacks CAP_SYS_RAWIO.
+ * When another user had the device enabled last, or VFIO had it open, the function is reset
+ * first, so that no DMA of that user is left in it. EPERM when it cannot be reset and the
+ * caller lacks CAP_SYS_RAWIO.
  *
  * EBUSY while a function that VFIO resets together with this one (of the same slot or bus)
- * is open by VFIO or has another VFIO driver. Opening one by VFIO answers EBUSY while a
- * session has any of them enabled.
+ * is open by VFIO or has another VFIO driver, or while somebody else is resetting it.
+ * Opening one by VFIO answers EBUSY while a session has any of them enabled.
  */
 struct dmaprobe_enable {
 	__u32 size;
@@ -476,7 +476,7 @@ struct dmaprobe_map {
  * @size: sizeof(struct dmaprobe_unmap)
  * @flags: must be 0
  * @attrs: DMA attributes: those of the mapping, of which %DMAPROBE_ATTR_SKIP_CPU_SYNC may
- *	differ; 0 for a dma-buf
+ *	differ; a dma-buf has none
  * @id: the mapping
  * @__reserved: must be 0
  *
@@ -787,9 +787,9 @@ struct dmaprobe_extent {
  * another's. Memory that was pinned twice is reported as one of its places, preferably the
  * one in @buffer_id, or the one that continues the extent.
  *
- * Nothing is mapped or unmapped in the device's domain while the page tables are read, a
- * few hundred granules at a time. That holds for dmaprobe only: EBUSY when another driver
- * has a function of the device's IOMMU group.
+ * Nothing is mapped or unmapped in the device's domain while the page tables are read, 128
+ * granules at a time. That holds for dmaprobe only: EBUSY when another driver has a
+ * function of the device's IOMMU group.
  *
  * EOPNOTSUPP without an IOMMU; EINTR when a signal arrives.
  */
@@ -1104,7 +1104,7 @@ struct dmaprobe_map_sg {
  * @bar: number of a memory BAR of the device, 0 to 5
  * @dir: one of &enum dmaprobe_dir
  * @offset: start of the range in the BAR
- * @length: length of the range, at least 1
+ * @length: length of the range, from 1 to %DMAPROBE_IOVA_RANGE_MAX
  * @attrs: DMA attributes: %DMAPROBE_ATTR_WEAK_ORDERING, %DMAPROBE_ATTR_SKIP_CPU_SYNC,
  *	%DMAPROBE_ATTR_NO_WARN, %DMAPROBE_ATTR_PRIVILEGED
  * @dma_addr: out: the address to give to the device
