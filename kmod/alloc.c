@@ -20,11 +20,11 @@
 #define ALLOC_MAX_LENGTH	SZ_256M
 
 /*
- * A failure is the caller's to deal with: nothing is logged, and nobody is killed to
- * make room for it.
+ * A failure is the caller's to deal with: nothing is logged, and nobody is killed to make
+ * room for it. A memory cgroup is not charged, since it can put the caller to sleep for
+ * that, who holds the lock of the group: the session's limits count instead.
  */
-#define ALLOC_GFP	(GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_NOWARN | \
-			 __GFP_RETRY_MAYFAIL)
+#define ALLOC_GFP	(GFP_KERNEL | __GFP_ZERO | __GFP_NOWARN | __GFP_RETRY_MAYFAIL)
 
 #define COHERENT_ATTRS	(DMAPROBE_ATTR_WEAK_ORDERING |			\
 			 DMAPROBE_ATTR_WRITE_COMBINE |			\
@@ -141,19 +141,25 @@ static void give_back(struct dmaprobe_session *s, struct dmaprobe_allocation *a)
 {
 	free_memory(a);
 	dmaprobe_uncharge(s, nr_taken(s, a));
-	dmaprobe_address_put(s);
+	dmaprobe_address_put(s, a->mem.obj.nr_addresses);
+}
+
+static void allocation_close_mmaps(struct dmaprobe_object *obj)
+{
+	struct dmaprobe_allocation *a = to_allocation(obj);
+
+	dmaprobe_wait_for_mmaps(a);
+	unmap_mapping_range(obj->session->inode->i_mapping, dmaprobe_mmap_offset(obj->id),
+			    PAGE_ALIGN(a->mem.length), true);
+	dmaprobe_export_close_mmaps(a);
 }
 
 static void allocation_revoke(struct dmaprobe_object *obj)
 {
 	struct dmaprobe_allocation *a = to_allocation(obj);
-	struct dmaprobe_session *s = obj->session;
 
-	dmaprobe_wait_for_mmaps(a);
-	unmap_mapping_range(s->inode->i_mapping, dmaprobe_mmap_offset(obj->id),
-			    PAGE_ALIGN(a->mem.length), true);
 	dmaprobe_export_revoke(a);
-	give_back(s, a);
+	give_back(obj->session, a);
 }
 
 static void allocation_release(struct dmaprobe_object *obj)
@@ -257,6 +263,7 @@ static int allocation_mmap(struct dmaprobe_object *obj,
 
 static const struct dmaprobe_object_type allocation_type = {
 	.release = allocation_release,
+	.close_mmaps = allocation_close_mmaps,
 	.revoke = allocation_revoke,
 	.end_cmd = DMAPROBE_DESTROY,
 	.has_address = true,
@@ -314,6 +321,7 @@ int dmaprobe_op_alloc(struct dmaprobe_ucmd *ucmd)
 		return -ENOMEM;
 	spin_lock_init(&a->lock);
 	INIT_LIST_HEAD(&a->views);
+	mutex_init(&a->exports_lock);
 	INIT_LIST_HEAD(&a->exports);
 	a->dev = dmaprobe_dma_dev(s);
 	a->kind = cmd->kind;

@@ -98,7 +98,7 @@ int dmaprobe_allocation_find_pages(struct dmaprobe_allocation *a, u32 *nr_pieces
 	struct dmaprobe_collect c = { .mem = &a->mem };
 	int ret;
 
-	a->mem.pages = kvmalloc_array(a->mem.nr_pages, sizeof(*a->mem.pages), GFP_KERNEL_ACCOUNT);
+	a->mem.pages = kvmalloc_array(a->mem.nr_pages, sizeof(*a->mem.pages), GFP_KERNEL);
 	if (!a->mem.pages)
 		return -ENOMEM;
 	ret = visit_pieces(a, &c, collect_pages);

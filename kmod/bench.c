@@ -72,11 +72,11 @@ static int bench_batch(struct dmaprobe_ucmd *ucmd, u32 count)
 		return -ENODEV;
 	if (cmd->kind == DMAPROBE_BENCH_NOP)
 		return bench_nop(ucmd, count);
-	ret = dmaprobe_address_get(s);
+	ret = dmaprobe_address_get(s, 1);
 	if (ret)
 		return ret;
 	ret = bench_map_page(ucmd, count);
-	dmaprobe_address_put(s);
+	dmaprobe_address_put(s, 1);
 	return ret;
 }
 

@@ -148,6 +148,9 @@ static inline void dma_unmap_phys(struct device *dev, dma_addr_t addr,
 #define DMAPROBE_MAY_OVERLAP	0UL
 #endif
 
+/* Attaching to a dma-buf that never moves maps it at once, and for both directions. */
+#define DMAPROBE_ATTACH_MAPS	(LINUX_VERSION_CODE < KERNEL_VERSION(6, 17, 0))
+
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
 #define DMAPROBE_DMA_BUF_INVALIDATE	invalidate_mappings
 #else

@@ -7,7 +7,6 @@
 #include <linux/module.h>
 #include <linux/pm_runtime.h>
 #include <linux/slab.h>
-#include <linux/vfio_pci_core.h>
 
 #include "compat.h"
 #include "private.h"
@@ -62,8 +61,6 @@ static void dmaprobe_device_free(struct device *dev)
 {
 	struct dmaprobe_device *dd = container_of(dev, struct dmaprobe_device, dev);
 
-	ida_free(&dmaprobe_minors, MINOR(dd->dev.devt));
-	vfio_put_device(&dd->core->vdev);
 	group_put(dd->group);
 	mutex_destroy(&dd->lock);
 	kfree(dd);
@@ -79,8 +76,7 @@ static struct class dmaprobe_class = {
  * Make the character device of a PCI device. Returns the device, not yet visible, or an
  * ERR_PTR().
  */
-struct dmaprobe_device *dmaprobe_device_create(struct pci_dev *pdev,
-					       struct vfio_pci_core_device *core)
+struct dmaprobe_device *dmaprobe_device_create(struct pci_dev *pdev)
 {
 	struct dmaprobe_device *dd;
 	int minor, ret;
@@ -108,9 +104,8 @@ struct dmaprobe_device *dmaprobe_device_create(struct pci_dev *pdev,
 	mutex_init(&dd->lock);
 	INIT_LIST_HEAD(&dd->sessions);
 	dd->pdev = pdev;
-	/* For the set it is in, which sessions look at as long as they live. */
-	get_device(&core->vdev.device);
-	dd->core = core;
+	if (!pci_is_root_bus(pdev->bus) && !pdev->is_virtfn)
+		dd->bus = pdev->bus;
 	dmaprobe_limits_save(dd);
 	dmaprobe_limits_reset(dd);
 
@@ -123,6 +118,8 @@ struct dmaprobe_device *dmaprobe_device_create(struct pci_dev *pdev,
 
 	ret = dev_set_name(&dd->dev, "%s", pci_name(pdev));
 	if (ret) {
+		dmaprobe_limits_release(dd);
+		ida_free(&dmaprobe_minors, minor);
 		put_device(&dd->dev);
 		return ERR_PTR(ret);
 	}
@@ -151,20 +148,24 @@ void dmaprobe_device_unplug(struct dmaprobe_device *dd)
 {
 	struct dmaprobe_session *s, *next;
 
-	cdev_device_del(&dd->cdev, &dd->dev);
+	if (device_is_registered(&dd->dev))
+		cdev_device_del(&dd->cdev, &dd->dev);
+	ida_free(&dmaprobe_minors, MINOR(dd->dev.devt));
 
 	guard(mutex)(&dd->lock);
 	scoped_guard(rwsem_write, &dd->group->lock)
 		dd->unplugged = true;
 
 	/* The device stops before any memory goes away from under it. */
-	dmaprobe_disable(dd, NULL);
+	list_for_each_entry(s, &dd->sessions, node)
+		dmaprobe_disable(s);
 	list_for_each_entry_safe(s, next, &dd->sessions, node) {
 		dmaprobe_objects_teardown(s);
 		list_del_init(&s->node);
 		pm_runtime_put(&dd->pdev->dev);
 	}
 	dmaprobe_limits_reset(dd);
+	dmaprobe_limits_release(dd);
 	dd->domain = NULL;
 	dd->pdev = NULL;
 }

@@ -7,18 +7,17 @@
  * revoked, the dma-buf stays as an empty shell. That needs importers that let go of the
  * memory at once when asked to: only our own are accepted.
  *
- * A dma-buf lives as long as its dentry, which an O_PATH descriptor keeps when the file
- * has long been freed. So nothing here goes by dma_buf::file once the descriptor is
- * handed out; an allocation finds its dma-bufs by their dentries.
+ * A dma-buf lives as long as its dentry, which an O_PATH descriptor keeps when the file has
+ * long been freed, and the last user of a dentry can go at any time. So nothing here goes by
+ * dma_buf::file once the descriptor is handed out: export_release() waits for a revoke to
+ * end, and the inode is held until then.
  */
-#include <linux/dcache.h>
 #include <linux/dma-buf.h>
 #include <linux/dma-direct.h>
 #include <linux/dma-map-ops.h>
 #include <linux/dma-resv.h>
 #include <linux/file.h>
 #include <linux/fs.h>
-#include <linux/lockref.h>
 #include <linux/mm.h>
 #include <linux/slab.h>
 #include <linux/swiotlb.h>
@@ -27,10 +26,10 @@
 #include "private.h"
 
 struct dmaprobe_export_link {
-	struct list_head node;		/* under dmaprobe_allocation::lock */
+	struct list_head node;		/* under dmaprobe_allocation::exports_lock */
 	struct dmaprobe_allocation *a;
 	struct dma_buf *dmabuf;
-	struct dentry *dentry;		/* not held */
+	struct inode *inode;
 };
 
 static struct dmaprobe_allocation *exported(const struct dma_buf *dmabuf)
@@ -179,14 +178,16 @@ static int export_mmap(struct dma_buf *dmabuf, struct vm_area_struct *vma)
 	return dmaprobe_allocation_mmap(exported(dmabuf), vma, vma->vm_pgoff);
 }
 
-/* The last user of the dentry has gone. Until we have had the lock, it is there. */
+/* The last user of the dentry has gone. The dma-buf is there until we return. */
 static void export_release(struct dma_buf *dmabuf)
 {
 	struct dmaprobe_export_link *link = dmabuf->priv;
 	struct dmaprobe_allocation *a = link->a;
 
-	scoped_guard(spinlock, &a->lock)
-		list_del(&link->node);
+	mutex_lock(&a->exports_lock);
+	list_del(&link->node);
+	mutex_unlock(&a->exports_lock);
+	iput(link->inode);
 	kfree(link);
 	dmaprobe_object_put(&a->mem.obj);
 }
@@ -209,41 +210,26 @@ bool dmaprobe_exported(const struct dma_buf *dmabuf)
 	return dmabuf->ops == &export_ops;
 }
 
-/* Hold a dma-buf of an allocation that was not visited yet, or return NULL. */
-static struct dmaprobe_export_link *next_export(struct dmaprobe_allocation *a,
-						struct list_head *todo)
+/* Take away what is mmapped of an allocation's dma-bufs; all of it can be found. */
+void dmaprobe_export_close_mmaps(struct dmaprobe_allocation *a)
 {
-	struct dmaprobe_export_link *link, *found = NULL;
+	struct dmaprobe_export_link *link;
 
-	spin_lock(&a->lock);
-	while (!found && !list_empty(todo)) {
-		link = list_first_entry(todo, struct dmaprobe_export_link, node);
-		list_move(&link->node, &a->exports);
-		/* Without a user there is neither an importer nor a VMA. */
-		if (lockref_get_not_dead(&link->dentry->d_lockref))
-			found = link;
-	}
-	spin_unlock(&a->lock);
-	return found;
+	guard(mutex)(&a->exports_lock);
+	list_for_each_entry(link, &a->exports, node)
+		unmap_mapping_range(link->inode->i_mapping, 0, 0, true);
 }
 
-/* Take an allocation's memory away from its dma-bufs; all mmaps can be found. */
+/* Take an allocation's memory away from those that import its dma-bufs. */
 void dmaprobe_export_revoke(struct dmaprobe_allocation *a)
 {
 	struct dmaprobe_export_link *link;
-	LIST_HEAD(todo);
 
-	scoped_guard(spinlock, &a->lock)
-		list_splice_init(&a->exports, &todo);
-	while ((link = next_export(a, &todo))) {
-		struct dma_buf *dmabuf = link->dmabuf;
-		struct dentry *dentry = link->dentry;
-
-		unmap_mapping_range(d_inode(dentry)->i_mapping, 0, 0, true);
-		dma_resv_lock(dmabuf->resv, NULL);
-		dma_buf_invalidate_mappings(dmabuf);
-		dma_resv_unlock(dmabuf->resv);
-		dput(dentry);
+	guard(mutex)(&a->exports_lock);
+	list_for_each_entry(link, &a->exports, node) {
+		dma_resv_lock(link->dmabuf->resv, NULL);
+		dma_buf_invalidate_mappings(link->dmabuf);
+		dma_resv_unlock(link->dmabuf->resv);
 	}
 }
 
@@ -284,10 +270,11 @@ int dmaprobe_op_export(struct dmaprobe_ucmd *ucmd)
 	}
 	/* From here on export_release() undoes it all. */
 	link->dmabuf = dmabuf;
-	link->dentry = dmabuf->file->f_path.dentry;
-	spin_lock(&a->lock);
+	link->inode = file_inode(dmabuf->file);
+	ihold(link->inode);
+	mutex_lock(&a->exports_lock);
 	list_add(&link->node, &a->exports);
-	spin_unlock(&a->lock);
+	mutex_unlock(&a->exports_lock);
 	ucmd->file = dmabuf->file;
 	ucmd->fd = fd;
 	cmd->fd = fd;

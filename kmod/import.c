@@ -207,9 +207,11 @@ int dmaprobe_op_map_dmabuf(struct dmaprobe_ucmd *ucmd)
 		ret = PTR_ERR(imp->dmabuf);
 		goto err_free;
 	}
-	/* The descriptor is how the exporter gave its permission. */
+	/* The descriptor's mode is the permission that its exporter gave. */
 	ret = -EACCES;
-	if (cmd->dir != DMAPROBE_DIR_TO_DEVICE && !(imp->dmabuf->file->f_mode & FMODE_WRITE))
+	if (!(imp->dmabuf->file->f_mode & FMODE_WRITE) &&
+	    (cmd->dir != DMAPROBE_DIR_TO_DEVICE ||
+	     (DMAPROBE_ATTACH_MAPS && !dmaprobe_exported(imp->dmabuf))))
 		goto err_put;
 
 	for (;;) {

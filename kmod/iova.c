@@ -82,7 +82,7 @@ static void link_drop(struct dmaprobe_iova *iova, struct dmaprobe_link *link)
 	rb_erase(&link->node, &iova->links);
 	iova->nr_links--;
 	iova->linked -= link->length;
-	dmaprobe_address_put(iova->obj.session);
+	dmaprobe_address_put(iova->obj.session, 1);
 	dmaprobe_buffer_put(link->buf);
 	kfree(link);
 }
@@ -386,7 +386,7 @@ int dmaprobe_op_iova_link(struct dmaprobe_ucmd *ucmd)
 	link->first = (iova->state.addr + cmd->offset) & ~mask;
 	link->last = (iova->state.addr + cmd->offset + cmd->length - 1) | mask;
 	note_range(ucmd, iova, cmd->offset, cmd->length);
-	ret = dmaprobe_address_get(s);
+	ret = dmaprobe_address_get(s, 1);
 	if (ret)
 		return ret;
 	ret = link_insert(iova, link, mask);
@@ -397,7 +397,7 @@ int dmaprobe_op_iova_link(struct dmaprobe_ucmd *ucmd)
 			rb_erase(&link->node, &iova->links);
 	}
 	if (ret) {
-		dmaprobe_address_put(s);
+		dmaprobe_address_put(s, 1);
 		return ret;
 	}
 	link->buf = no_free_ptr(buf);

@@ -12,21 +12,77 @@
 #include <linux/dma-mapping.h>
 #include <linux/moduleparam.h>
 
+#include "compat.h"
 #include "private.h"
 
 static unsigned int unprivileged_mask_bits = 32;
 module_param(unprivileged_mask_bits, uint, 0444);
 MODULE_PARM_DESC(unprivileged_mask_bits, "Widest DMA mask that takes no privilege, in bits");
 
-/* Ones from bit 0 up, enough of them for a page. */
-static bool valid_mask(u64 mask)
+/*
+ * The kernel remembers the size of a range that it had no room for below a mask, and
+ * refuses such ranges below 4 GiB, whatever the mask is then, until one from below 4 GiB is
+ * given back that is too large for its caches. So each device has one to give back.
+ */
+#define SPARE_SIZE	(PAGE_SIZE * 64)
+
+/* And below a mask of fewer pages than a cached range has, it does not look at the mask. */
+#define MIN_MASK	((PAGE_SIZE << 5) - 1)
+
+/* Ones from bit 0 up. */
+static bool valid_mask(u64 mask, u64 least)
 {
-	return mask >= PAGE_SIZE - 1 && !(mask & (mask + 1));
+	return mask >= least && !(mask & (mask + 1));
 }
 
 static u64 unprivileged_mask(void)
 {
 	return DMA_BIT_MASK(clamp(unprivileged_mask_bits, PAGE_SHIFT, 64));
+}
+
+static void spare_put(struct dmaprobe_device *dd)
+{
+	struct device *dev = &dd->pdev->dev;
+	struct dma_iova_state state = { .addr = dd->spare_addr, .__size = SPARE_SIZE };
+
+	if (dd->spare)
+		dma_free_coherent(dev, SPARE_SIZE, dd->spare, dd->spare_addr);
+	else if (dd->spare_addr)
+		dma_iova_free(dev, &state);
+	dd->spare = NULL;
+	dd->spare_addr = 0;
+}
+
+/* With the mask the device was bound with. */
+static void spare_get(struct dmaprobe_device *dd)
+{
+	struct device *dev = &dd->pdev->dev;
+	struct dma_iova_state state;
+
+	if (!dmaprobe_translates(dd))
+		return;
+	if (!DMAPROBE_HAVE_DMA_IOVA)
+		dd->spare = dma_alloc_coherent(dev, SPARE_SIZE, &dd->spare_addr,
+					       GFP_KERNEL | __GFP_NOWARN);
+	else if (dma_iova_try_alloc(dev, &state, 0, SPARE_SIZE))
+		dd->spare_addr = state.addr;
+}
+
+/* The masks that the device was bound with, and the kernel's memory of others gone. */
+static void reset_masks(struct dmaprobe_device *dd)
+{
+	struct device *dev = &dd->pdev->dev;
+
+	spare_put(dd);
+	dma_set_mask(dev, dd->bound_mask);
+	dma_set_coherent_mask(dev, dd->bound_coherent_mask);
+	spare_get(dd);
+}
+
+/* Leave nothing behind of a device that goes, whose limits were reset. */
+void dmaprobe_limits_release(struct dmaprobe_device *dd)
+{
+	spare_put(dd);
 }
 
 /* Remember the limits of a new device. Its former driver may have left any mask. */
@@ -52,8 +108,7 @@ void dmaprobe_limits_reset(struct dmaprobe_device *dd)
 	struct device *dev = &dd->pdev->dev;
 
 	guard(rwsem_write)(&dd->group->lock);
-	dma_set_mask(dev, dd->bound_mask);
-	dma_set_coherent_mask(dev, dd->bound_coherent_mask);
+	reset_masks(dd);
 	dma_set_seg_boundary(dev, dd->bound_boundary);
 	dma_set_max_seg_size(dev, dd->bound_max_segment);
 	dma_set_min_align_mask(dev, dd->bound_min_align);
@@ -72,21 +127,30 @@ int dmaprobe_op_set_mask(struct dmaprobe_ucmd *ucmd)
 	struct dmaprobe_set_mask *cmd = ucmd->cmd;
 	struct dmaprobe_device *dd = ucmd->session->dd;
 	struct device *dev = dmaprobe_dma_dev(ucmd->session);
+	u64 mask = dma_get_mask(dev), coherent_mask = dev->coherent_dma_mask;
 	bool wide = cmd->mask > unprivileged_mask();
 	int ret = 0;
 
-	if (!cmd->flags || !valid_mask(cmd->mask))
+	if (!cmd->flags || !valid_mask(cmd->mask, MIN_MASK))
 		return -EINVAL;
 	if (wide && !capable(CAP_SYS_RAWIO))
 		return -EPERM;
 	if (holds_addresses(dd))
 		return -EBUSY;
 
+	reset_masks(dd);
 	if (cmd->flags & DMAPROBE_SET_MASK_STREAMING)
 		ret = dma_set_mask(dev, cmd->mask);
+	else
+		ret = dma_set_mask(dev, mask);
 	dd->widened |= wide && !ret;
-	if (!ret && (cmd->flags & DMAPROBE_SET_MASK_COHERENT))
-		ret = dma_set_coherent_mask(dev, cmd->mask);
+	if (!ret)
+		ret = dma_set_coherent_mask(dev, cmd->flags & DMAPROBE_SET_MASK_COHERENT ?
+					    cmd->mask : coherent_mask);
+	if (ret) {
+		dma_set_mask(dev, mask);
+		dma_set_coherent_mask(dev, coherent_mask);
+	}
 	dd->direct_max = dma_max_mapping_size(dev);
 	return ret;
 }
@@ -112,7 +176,7 @@ int dmaprobe_op_set_segments(struct dmaprobe_ucmd *ucmd)
 	    (cmd->min_align_mask & (cmd->min_align_mask + 1)) : cmd->min_align_mask)
 		return -EINVAL;
 	if (cmd->flags & DMAPROBE_SET_SEGMENTS_BOUNDARY ?
-	    !valid_mask(cmd->segment_boundary_mask) : cmd->segment_boundary_mask)
+	    !valid_mask(cmd->segment_boundary_mask, PAGE_SIZE - 1) : cmd->segment_boundary_mask)
 		return -EINVAL;
 	if (!capable(CAP_SYS_RAWIO))
 		return -EPERM;

@@ -86,7 +86,7 @@ int dmaprobe_memory_index(struct dmaprobe_memory *mem)
 	if (i >= mem->nr_pages)
 		return 0;
 
-	mem->by_pfn = kvmalloc_array(mem->nr_pages, sizeof(*mem->by_pfn), GFP_KERNEL_ACCOUNT);
+	mem->by_pfn = kvmalloc_array(mem->nr_pages, sizeof(*mem->by_pfn), GFP_KERNEL);
 	if (!mem->by_pfn)
 		return -ENOMEM;
 	for (i = 0; i < mem->nr_pages; i++)

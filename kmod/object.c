@@ -22,10 +22,10 @@ MODULE_PARM_DESC(device_max_addresses,
  * -EPERM while the limits of the device are those of a privileged session, and this one
  * is not; -ENOSPC when there are too many.
  */
-int dmaprobe_address_get(struct dmaprobe_session *s)
+int dmaprobe_address_get(struct dmaprobe_session *s, u32 n)
 {
 	struct dmaprobe_device *dd = s->dd;
-	int nr = atomic_inc_return(&dd->nr_addresses[s->privileged]);
+	int nr = atomic_add_return(n, &dd->nr_addresses[s->privileged]);
 	int ret;
 
 	if (s->privileged)
@@ -36,14 +36,14 @@ int dmaprobe_address_get(struct dmaprobe_session *s)
 		ret = -ENOSPC;
 	else
 		return 0;
-	atomic_dec(&dd->nr_addresses[false]);
+	atomic_sub(n, &dd->nr_addresses[false]);
 	return ret;
 }
 
 /* Undo dmaprobe_address_get(). */
-void dmaprobe_address_put(struct dmaprobe_session *s)
+void dmaprobe_address_put(struct dmaprobe_session *s, u32 n)
 {
-	atomic_dec(&s->dd->nr_addresses[s->privileged]);
+	atomic_sub(n, &s->dd->nr_addresses[s->privileged]);
 }
 
 /**
@@ -66,15 +66,14 @@ int dmaprobe_object_reserve(struct dmaprobe_session *s,
 	obj->type = type;
 	obj->session = s;
 	refcount_set(&obj->refs, 0);
-	if (type->has_address) {
-		ret = dmaprobe_address_get(s);
-		if (ret)
-			return ret;
-	}
+	obj->nr_addresses = obj->nr_addresses ?: type->has_address;
+	ret = obj->nr_addresses ? dmaprobe_address_get(s, obj->nr_addresses) : 0;
+	if (ret)
+		return ret;
 	ret = xa_alloc(&s->objects, &obj->id, XA_ZERO_ENTRY,
 		       XA_LIMIT(1, INT_MAX), GFP_KERNEL_ACCOUNT);
-	if (ret && type->has_address)
-		dmaprobe_address_put(s);
+	if (ret)
+		dmaprobe_address_put(s, obj->nr_addresses);
 	return ret == -EBUSY ? -ENOMEM : ret;
 }
 
@@ -82,8 +81,7 @@ int dmaprobe_object_reserve(struct dmaprobe_session *s,
 void dmaprobe_object_unreserve(struct dmaprobe_object *obj)
 {
 	xa_erase(&obj->session->objects, obj->id);
-	if (obj->type->has_address)
-		dmaprobe_address_put(obj->session);
+	dmaprobe_address_put(obj->session, obj->nr_addresses);
 }
 
 /* Let teardown find an object. It is hidden until dmaprobe_object_show(). */
@@ -108,7 +106,7 @@ static void object_free(struct dmaprobe_object *obj)
 
 	type->release(obj);
 	if (type->has_address && !type->revoke)
-		dmaprobe_address_put(s);
+		dmaprobe_address_put(s, obj->nr_addresses);
 	kfree_rcu(obj, rcu);
 }
 
@@ -145,7 +143,7 @@ u32 dmaprobe_resolve_id(struct dmaprobe_ucmd *ucmd, u32 id)
 		return id;
 	if (!ucmd->run || index >= ucmd->run->nr)
 		return 0;
-	return ucmd->run->ids[array_index_nospec(index, ucmd->run->nr)];
+	return ucmd->run->ops[array_index_nospec(index, ucmd->run->nr)].cmd;
 }
 
 /* Look an object up, of one type or of any (NULL), and hold it. */
@@ -243,6 +241,11 @@ void dmaprobe_objects_teardown(struct dmaprobe_session *s)
 	xa_for_each(&s->objects, id, obj) {
 		while (obj->type->drain && obj->type->drain(obj))
 			dmaprobe_group_relax(group);
+		if (obj->type->close_mmaps) {
+			up_read(&group->lock);
+			obj->type->close_mmaps(obj);
+			down_read(&group->lock);
+		}
 		xa_erase(&s->objects, id);
 		if (obj->type->revoke)
 			obj->type->revoke(obj);

@@ -52,10 +52,10 @@ static int charge_folios(struct dmaprobe_session *s, struct dmaprobe_buffer *buf
 		*last = folio;
 	}
 	charge = *held + (nr - mem->nr_pages);
-	if (charge <= buf->charged)
-		return 0;
-	if (dmaprobe_charge(s, charge - buf->charged))
+	if (charge > buf->charged && dmaprobe_charge(s, charge - buf->charged))
 		return -ENOMEM;
+	if (charge < buf->charged)
+		dmaprobe_uncharge(s, buf->charged - charge);
 	buf->charged = charge;
 	return 0;
 }

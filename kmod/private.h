@@ -8,7 +8,7 @@
  * Lock order:
  *
  *	dmaprobe_device::lock		the list of sessions; unplug, open and close
- *	  vfio_device_set::lock		who has the registers: sessions or VFIO
+ *	  registers_lock		who has the registers: sessions or VFIO
  *	  dmaprobe_session::teardown	one teardown of a session at a time
  *	    dmaprobe_group::lock	read: whatever changes page tables; write: unplug,
  *					changing limits, walking page tables
@@ -16,6 +16,7 @@
  *	        xa_lock of dmaprobe_session::objects
  *	      dmaprobe_pool::lock	how much of a pool is in use
  *	      mmap_lock			revoking an allocation
+ *	      dmaprobe_allocation::exports_lock	its dma-bufs
  *	        dma_buf::resv		one dma-buf: who maps it, revoking it
  *	          dmaprobe_group::walk	see there
  *	          dmaprobe_allocation::lock	who mmaps or exports an allocation
@@ -53,7 +54,6 @@ struct io_uring_cmd;
 struct scatterlist;
 struct sg_table;
 struct user_struct;
-struct vfio_pci_core_device;
 
 /*
  * Devices whose DMA goes through the same page tables: the functions of an IOMMU
@@ -79,7 +79,6 @@ struct dmaprobe_group {
 struct dmaprobe_device {
 	struct device dev;
 	struct cdev cdev;
-	struct vfio_pci_core_device *core;	/* held */
 	struct dmaprobe_group *group;
 
 	/* Fixed from probe to unplug. */
@@ -95,6 +94,8 @@ struct dmaprobe_device {
 	/* Written with dmaprobe_group::lock held for writing. */
 	bool unplugged;
 	bool widened;			/* limits that take a privilege are set */
+	void *spare;			/* see limits.c */
+	dma_addr_t spare_addr;
 	size_t direct_max;		/* dma_max_mapping_size() for what is set */
 
 	/* DMA addresses held by unprivileged and by privileged sessions. */
@@ -103,10 +104,14 @@ struct dmaprobe_device {
 	struct mutex lock;		/* the list */
 	struct list_head sessions;
 
-	/* Under vfio_device_set::lock. */
+	/* Who has the registers, under a lock of vfio.c. */
+	struct list_head registers;	/* the bound devices */
+	const struct pci_bus *bus;	/* that VFIO may reset; or NULL */
 	unsigned int enable_users;
-	bool used;			/* a session has enabled it before */
-	kuid_t used_by;			/* the last one that did */
+	bool resting;			/* being reset for the next user */
+	bool vfio_open;
+	bool used;			/* since it was bound, */
+	kuid_t used_by;			/* and last by whom; invalid: several, or VFIO */
 };
 
 /* An open file. */
@@ -121,7 +126,7 @@ struct dmaprobe_session {
 	u32 id;				/* for traces */
 	bool read_only;			/* the file was not opened for writing */
 	bool privileged;		/* opened with CAP_SYS_RAWIO */
-	bool enabled;			/* under vfio_device_set::lock */
+	bool enabled;			/* under registers_lock */
 	atomic_long_t nr_pages;		/* charged */
 	atomic_long_t nr_pinned;	/* pages of user memory */
 };
@@ -154,8 +159,8 @@ struct dmaprobe_ucmd {
 
 /* What the calls of a run share. */
 struct dmaprobe_run_state {
-	u32 nr;			/* calls made */
-	u32 *ids;		/* that they have made, for DMAPROBE_RUN_ID() */
+	u32 nr;				/* calls made */
+	struct dmaprobe_run_op *ops;	/* in place of their cmd, the id of what they made */
 };
 
 /*
@@ -177,6 +182,9 @@ struct dmaprobe_object_type {
 	 * return whether there is more. Called by teardown only.
 	 */
 	bool (*drain)(struct dmaprobe_object *obj);
+
+	/* Take what is mmapped away, before revoke(). Without dmaprobe_group::lock. */
+	void (*close_mmaps)(struct dmaprobe_object *obj);
 
 	/*
 	 * Give back what must not outlast the session or the device, though
@@ -215,14 +223,15 @@ struct dmaprobe_object {
 	refcount_t refs;
 	u32 id;
 	u32 attrs;		/* of a mapping: DMAPROBE_ATTR_* */
+	u32 nr_addresses;	/* 0: by its type */
 };
 
 /* Marks objects with pages in the table, for searches by page. */
 #define DMAPROBE_MARK_PAGES	XA_MARK_1
 
 /* object.c */
-int dmaprobe_address_get(struct dmaprobe_session *s);
-void dmaprobe_address_put(struct dmaprobe_session *s);
+int dmaprobe_address_get(struct dmaprobe_session *s, u32 n);
+void dmaprobe_address_put(struct dmaprobe_session *s, u32 n);
 int dmaprobe_object_reserve(struct dmaprobe_session *s,
 			    struct dmaprobe_object *obj,
 			    const struct dmaprobe_object_type *type);
@@ -345,9 +354,11 @@ struct dmaprobe_allocation {
 	u8 kind;
 	u8 dir;
 
-	spinlock_t lock;	/* all below */
+	spinlock_t lock;	/* these two */
 	bool revoked;		/* the memory is gone, or about to go */
 	struct list_head views;
+
+	struct mutex exports_lock;	/* outside of the reservation locks */
 	struct list_head exports;
 };
 
@@ -366,6 +377,7 @@ void dmaprobe_wait_for_mmaps(struct dmaprobe_allocation *a);
 
 /* export.c, import.c */
 extern const struct dma_buf_attach_ops dmaprobe_import_ops;
+void dmaprobe_export_close_mmaps(struct dmaprobe_allocation *a);
 void dmaprobe_export_revoke(struct dmaprobe_allocation *a);
 bool dmaprobe_exported(const struct dma_buf *dmabuf);
 
@@ -383,8 +395,7 @@ int dmaprobe_reply_segments(struct dmaprobe_ucmd *ucmd, struct scatterlist *sgl,
 int dmaprobe_reply_segment(struct dmaprobe_ucmd *ucmd, dma_addr_t addr, size_t length);
 
 /* device.c */
-struct dmaprobe_device *dmaprobe_device_create(struct pci_dev *pdev,
-					       struct vfio_pci_core_device *core);
+struct dmaprobe_device *dmaprobe_device_create(struct pci_dev *pdev);
 int dmaprobe_device_add(struct dmaprobe_device *dd);
 void dmaprobe_device_unplug(struct dmaprobe_device *dd);
 void dmaprobe_device_put(struct dmaprobe_device *dd);
@@ -395,9 +406,10 @@ extern const struct file_operations dmaprobe_fops;
 /* limits.c */
 void dmaprobe_limits_save(struct dmaprobe_device *dd);
 void dmaprobe_limits_reset(struct dmaprobe_device *dd);
+void dmaprobe_limits_release(struct dmaprobe_device *dd);
 
 /* vfio.c */
-void dmaprobe_disable(struct dmaprobe_device *dd, struct dmaprobe_session *only);
+void dmaprobe_disable(struct dmaprobe_session *s);
 int dmaprobe_vfio_register(void);
 void dmaprobe_vfio_unregister(void);
 

@@ -7,11 +7,9 @@
 
 #include "private.h"
 
-#define RUN_FEW		32	/* calls whose ids fit on the stack */
-
 /*
- * No call is made yet. This also finds out whether the results can be written, before
- * there is one that could not.
+ * No call is made yet. This also finds out whether the results can be written,
+ * before there is one that could not.
  */
 static int cancel_all(struct dmaprobe_run_op __user *ops, u32 nr)
 {
@@ -23,57 +21,48 @@ static int cancel_all(struct dmaprobe_run_op __user *ops, u32 nr)
 	return 0;
 }
 
-static int run(struct dmaprobe_ucmd *ucmd, struct dmaprobe_run_op __user *ops, u32 *ids)
+static int run(struct dmaprobe_ucmd *ucmd, struct dmaprobe_run_op *ops)
 {
 	struct dmaprobe_run *cmd = ucmd->cmd;
-	struct dmaprobe_run_state state = { .ids = ids };
+	struct dmaprobe_run_op __user *uops = u64_to_user_ptr(cmd->ops);
+	struct dmaprobe_run_state state = { .ops = ops };
 	int ret = 0;
 
-	cmd->done = 0;
-	while (cmd->done < cmd->nr_ops && !dmaprobe_cancelled()) {
+	while (state.nr < cmd->nr_ops && !dmaprobe_cancelled() &&
+	       (!ret || (cmd->flags & DMAPROBE_RUN_CONTINUE))) {
+		struct dmaprobe_run_op *op = &ops[state.nr];
 		struct dmaprobe_ucmd call = {
 			.session = ucmd->session,
+			.ubuffer = u64_to_user_ptr(op->arg),
 			.run = &state,
 		};
-		struct dmaprobe_run_op op __uninitialized;
 
-		if (ret && !(cmd->flags & DMAPROBE_RUN_CONTINUE))
-			break;
-		if (copy_from_user(&op, ops, sizeof(op)))
+		ret = dmaprobe_dispatch(&call, op->cmd);
+		op->cmd = ret ? 0 : call.made;	/* for DMAPROBE_RUN_ID() */
+		if (put_user(ret, &uops[state.nr++].result))
 			return -EFAULT;
-		call.ubuffer = u64_to_user_ptr(op.arg);
-		ret = dmaprobe_dispatch(&call, op.cmd);
-		ids[state.nr++] = ret ? 0 : call.made;
-		if (put_user(ret, &ops->result))
-			return -EFAULT;
-		cmd->done++;
-		ops++;
 		cond_resched();
 	}
+	cmd->done = state.nr;
 	return 0;
 }
 
 int dmaprobe_op_run(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_run *cmd = ucmd->cmd;
-	struct dmaprobe_run_op __user *ops = u64_to_user_ptr(cmd->ops);
-	u32 few[RUN_FEW] __uninitialized, *ids = few;
+	struct dmaprobe_run_op *ops;
 	int ret;
 
 	if (ucmd->run || !cmd->nr_ops || cmd->nr_ops > DMAPROBE_RUN_MAX)
 		return -EINVAL;
 	/* Fail before doing anything if the results cannot be written. */
-	ret = cancel_all(ops, cmd->nr_ops);
+	ret = cancel_all(u64_to_user_ptr(cmd->ops), cmd->nr_ops);
 	if (ret || put_user(0, &((struct dmaprobe_run __user *)ucmd->ubuffer)->done))
 		return -EFAULT;
-
-	if (cmd->nr_ops > RUN_FEW) {
-		ids = kvmalloc_array(cmd->nr_ops, sizeof(*ids), GFP_KERNEL_ACCOUNT);
-		if (!ids)
-			return -ENOMEM;
-	}
-	ret = run(ucmd, ops, ids);
-	if (ids != few)
-		kvfree(ids);
+	ops = vmemdup_array_user(u64_to_user_ptr(cmd->ops), cmd->nr_ops, sizeof(*ops));
+	if (IS_ERR(ops))
+		return PTR_ERR(ops);
+	ret = run(ucmd, ops);
+	kvfree(ops);
 	return ret;
 }

@@ -71,8 +71,7 @@ static int dmaprobe_release(struct inode *inode, struct file *file)
 	struct dmaprobe_device *dd = s->dd;
 
 	/* The device stops before its memory goes away from under it. */
-	if (s->enabled)
-		dmaprobe_disable(dd, s);
+	dmaprobe_disable(s);
 	dmaprobe_objects_teardown(s);
 	scoped_guard(mutex, &dd->lock) {
 		/* Unplug has done the rest for those it found. */

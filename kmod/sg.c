@@ -5,6 +5,7 @@
  * As a mapping of one range, a list never changes until it is unmapped. It holds each
  * of its buffers once, however often that is in the list.
  */
+#include <linux/dma-map-ops.h>
 #include <linux/scatterlist.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
@@ -231,12 +232,13 @@ static bool list_need_sync(struct device *dev, const struct dmaprobe_list *list)
 	return false;
 }
 
-static int map_sg(struct dmaprobe_ucmd *ucmd, const struct dmaprobe_sg_entry *entries)
+/* Map a list whose table is there, with the device there. */
+static int list_add_mapped(struct dmaprobe_ucmd *ucmd, struct dmaprobe_list *list,
+			   const struct dmaprobe_sg_entry *entries)
 {
 	struct dmaprobe_map_sg *cmd = ucmd->cmd;
 	struct dmaprobe_session *s = ucmd->session;
 	struct device *dev = dmaprobe_dma_dev(s);
-	struct dmaprobe_list *list;
 	int ret;
 
 	ret = dmaprobe_check_map_attrs(s, cmd->attrs, DMAPROBE_MAP_ATTRS);
@@ -244,10 +246,48 @@ static int map_sg(struct dmaprobe_ucmd *ucmd, const struct dmaprobe_sg_entry *en
 		return ret;
 	if (cmd->kind > DMAPROBE_MAP_SG_TABLE || !dmaprobe_valid_dir(cmd->dir))
 		return -EINVAL;
+	ret = list_fill(ucmd, list, entries);
+	if (ret)
+		return ret;
+	/* A list that may be bounced is mapped entry by entry. */
+	if (s->dd->direct_max != SIZE_MAX || !dev_is_dma_coherent(dev))
+		list->obj.nr_addresses = cmd->nr_entries;
+	ret = dmaprobe_object_reserve(s, &list->obj, &list_type);
+	if (ret)
+		return ret;
+	ret = list_map(dev, list);
+	if (ret) {
+		dmaprobe_object_unreserve(&list->obj);
+		return ret;
+	}
 
+	cmd->id = list->obj.id;
+	cmd->nr_segments = list->sgt.nents;
+	cmd->need_sync = list_need_sync(dev, list);
+	dmaprobe_object_add(ucmd, &list->obj);
+	ucmd->iova = sg_dma_address(list->sgt.sgl);
+	ucmd->length = list->length;
+	return 0;
+}
+
+int dmaprobe_op_map_sg(struct dmaprobe_ucmd *ucmd)
+{
+	const struct dmaprobe_map_sg *cmd = ucmd->cmd;
+	struct dmaprobe_session *s = ucmd->session;
+	struct dmaprobe_sg_entry *entries;
+	struct dmaprobe_list *list;
+	int ret;
+
+	if (!cmd->nr_entries || cmd->nr_entries > DMAPROBE_MAP_SG_MAX)
+		return -EINVAL;
+	entries = vmemdup_array_user(u64_to_user_ptr(cmd->entries), cmd->nr_entries,
+				     sizeof(*entries));
+	if (IS_ERR(entries))
+		return PTR_ERR(entries);
+	ret = -ENOMEM;
 	list = kzalloc_obj(*list, GFP_KERNEL_ACCOUNT);
 	if (!list)
-		return -ENOMEM;
+		goto out_entries;
 	list->kind = cmd->kind;
 	list->dir = cmd->dir;
 	list->obj.attrs = cmd->attrs;
@@ -257,51 +297,20 @@ static int map_sg(struct dmaprobe_ucmd *ucmd, const struct dmaprobe_sg_entry *en
 	ret = dmaprobe_charge(s, list->charged);
 	if (ret)
 		goto err_free;
+	/* A memory cgroup may put us to sleep for it, so not under the lock. */
 	ret = sg_alloc_table(&list->sgt, cmd->nr_entries, GFP_KERNEL_ACCOUNT);
-	if (ret)
-		goto err_clear;
-	ret = list_fill(ucmd, list, entries);
-	if (ret)
-		goto err_clear;
-	ret = dmaprobe_object_reserve(s, &list->obj, &list_type);
-	if (ret)
-		goto err_clear;
-	ret = list_map(dev, list);
-	if (ret)
-		goto err_unreserve;
+	if (!ret) {
+		down_read(&s->dd->group->lock);
+		ret = s->dd->unplugged ? -ENODEV : list_add_mapped(ucmd, list, entries);
+		up_read(&s->dd->group->lock);
+	}
+	if (!ret)
+		goto out_entries;
 
-	cmd->id = list->obj.id;
-	cmd->nr_segments = list->sgt.nents;
-	cmd->need_sync = list_need_sync(dev, list);
-	dmaprobe_object_add(ucmd, &list->obj);
-	ucmd->iova = sg_dma_address(list->sgt.sgl);
-	ucmd->length = list->length;
-	return 0;
-
-err_unreserve:
-	dmaprobe_object_unreserve(&list->obj);
-err_clear:
 	list_clear(list);
 err_free:
 	kfree(list);
-	return ret;
-}
-
-int dmaprobe_op_map_sg(struct dmaprobe_ucmd *ucmd)
-{
-	const struct dmaprobe_map_sg *cmd = ucmd->cmd;
-	struct dmaprobe_device *dd = ucmd->session->dd;
-	struct dmaprobe_sg_entry *entries;
-	int ret;
-
-	if (!cmd->nr_entries || cmd->nr_entries > DMAPROBE_MAP_SG_MAX)
-		return -EINVAL;
-	entries = vmemdup_array_user(u64_to_user_ptr(cmd->entries),
-				     cmd->nr_entries, sizeof(*entries));
-	if (IS_ERR(entries))
-		return PTR_ERR(entries);
-	scoped_guard(rwsem_read, &dd->group->lock)
-		ret = dd->unplugged ? -ENODEV : map_sg(ucmd, entries);
+out_entries:
 	kvfree(entries);
 	return ret;
 }

@@ -10,10 +10,9 @@
  * access, which claims no group; attaching it to an IOAS is of no consequence to the
  * device's DMA. The legacy group attach is refused by the IOMMU core.
  *
- * BARs and bus mastering: nobody, or sessions that asked with DMAPROBE_ENABLE, or users
- * of VFIO, who reset the function. That holds for all functions that VFIO resets
- * together, its device set, since it may reset those that it does not know to be in
- * use.
+ * BARs and bus mastering: nobody, or sessions that asked with DMAPROBE_ENABLE, or users of
+ * VFIO, who reset the function. That holds for all functions of a bus, since VFIO may reset
+ * with one those that it does not know to be in use.
  */
 #include <linux/capability.h>
 #include <linux/delay.h>
@@ -33,50 +32,74 @@ static struct dmaprobe_device *to_dd(struct vfio_device *vdev)
 	return container_of(vdev, struct dmaprobe_vfio_device, core.vdev)->dd;
 }
 
-static const struct vfio_device_ops dmaprobe_vfio_ops;
+#define REST_MS	200
 
-/* Whether sessions may have the registers, as far as VFIO is concerned. */
-static bool vfio_has_none(struct vfio_device_set *set)
+/* Held for as long as it takes to enable a function, not for a reset. */
+static DEFINE_MUTEX(registers_lock);
+static LIST_HEAD(registers_list);	/* bound devices, under registers_lock */
+
+/* Whether VFIO can reset one of the devices together with the other. */
+static bool reset_together(const struct dmaprobe_device *a, const struct dmaprobe_device *b)
 {
-	struct vfio_device *vdev;
-
-	lockdep_assert_held(&set->lock);
-	list_for_each_entry(vdev, &set->device_list, dev_set_list)
-		if (vdev->open_count || vdev->ops != &dmaprobe_vfio_ops)
-			return false;
-	return true;
+	return a == b || (a->bus && a->bus == b->bus);
 }
 
-/* Whether VFIO may have them. */
-static bool sessions_have_none(struct vfio_device_set *set)
+/* Whether sessions have, or are about to have, any register that goes with @dd's. */
+static bool sessions_have(const struct dmaprobe_device *dd)
 {
-	struct vfio_device *vdev;
+	struct dmaprobe_device *other;
 
-	lockdep_assert_held(&set->lock);
-	list_for_each_entry(vdev, &set->device_list, dev_set_list)
-		if (vdev->ops == &dmaprobe_vfio_ops && to_dd(vdev)->enable_users)
-			return false;
-	return true;
+	list_for_each_entry(other, &registers_list, registers)
+		if (reset_together(dd, other) && (other->enable_users || other->resting))
+			return true;
+	return false;
 }
 
-/* What a reset leaves behind all the same ends without bus mastering. */
-#define REST_MS		200
+/* Whether a sibling has, or is just getting, another driver of VFIO's. */
+static bool has_other_vfio_driver(struct pci_dev *pdev, const struct pci_driver *ours)
+{
+	bool found;
+
+	/* Ports manage their DMA as well, but VFIO never has them. */
+	if (pdev->hdr_type != PCI_HEADER_TYPE_NORMAL)
+		return false;
+	if (!device_trylock(&pdev->dev))
+		return true;
+	found = pdev->driver && pdev->driver != ours && pdev->driver->driver_managed_dma;
+	device_unlock(&pdev->dev);
+	return found;
+}
+
+/* Whether VFIO has any, or could: a sibling's other VFIO driver does not ask us. */
+static bool vfio_has(const struct dmaprobe_device *dd)
+{
+	struct dmaprobe_device *other;
+	struct pci_dev *sibling = NULL;
+	bool found = false;
+
+	list_for_each_entry(other, &registers_list, registers)
+		if (reset_together(dd, other) && READ_ONCE(other->vfio_open))
+			return true;
+	while (!found && dd->bus && (sibling = pci_get_device(PCI_ANY_ID, PCI_ANY_ID, sibling)))
+		found = sibling->bus == dd->bus && sibling != dd->pdev &&
+			has_other_vfio_driver(sibling, dd->pdev->driver);
+	pci_dev_put(sibling);
+	return found;
+}
 
 /*
- * Make sure that no DMA that another user has set up is left in the device: it would go
- * on with bus mastering, and could meet this user's mappings.
+ * Make sure that no DMA that another user has set up is left in the device: it would go on
+ * with bus mastering, and could meet this user's mappings.
  */
-static int put_to_rest(struct dmaprobe_device *dd, kuid_t uid)
+static int put_to_rest(struct pci_dev *pdev)
 {
-	int ret;
+	int ret = pci_try_reset_function(pdev);
 
-	if (!dd->used || uid_eq(dd->used_by, uid))
-		return 0;
-	ret = pci_try_reset_function(dd->pdev);
 	if (ret == -EAGAIN)
 		return -EBUSY;
 	if (ret && !capable(CAP_SYS_RAWIO))
 		return -EPERM;
+	/* What a reset leaves behind all the same ends without bus mastering. */
 	msleep(REST_MS);
 	return 0;
 }
@@ -86,12 +109,27 @@ static int enable(struct dmaprobe_session *s)
 	struct dmaprobe_device *dd = s->dd;
 	int ret;
 
+	if (dd->unplugged)
+		return -ENODEV;
 	if (s->enabled)
 		return 0;
-	if (!vfio_has_none(dd->core->vdev.dev_set))
+	if (dd->resting || vfio_has(dd))
 		return -EBUSY;
+	if (!dd->enable_users && dd->used && !uid_eq(dd->used_by, s->uid)) {
+		struct pci_dev *pdev = pci_dev_get(dd->pdev);
+
+		/* This keeps everybody else away while the lock is not held. */
+		dd->resting = true;
+		mutex_unlock(&registers_lock);
+		ret = put_to_rest(pdev);
+		pci_dev_put(pdev);
+		mutex_lock(&registers_lock);
+		dd->resting = false;
+		if (ret || dd->unplugged)
+			return ret ?: -ENODEV;
+	}
 	if (!dd->enable_users) {
-		ret = put_to_rest(dd, s->uid) ?: pci_enable_device(dd->pdev);
+		ret = pci_enable_device(dd->pdev);
 		if (ret)
 			return ret;
 		pci_set_master(dd->pdev);
@@ -121,53 +159,49 @@ int dmaprobe_op_enable(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_enable *cmd = ucmd->cmd;
 	struct dmaprobe_session *s = ucmd->session;
-	struct mutex *lock = &s->dd->core->vdev.dev_set->lock;
-	int ret = 0;
 
 	if (cmd->__reserved || cmd->enable > 1)
 		return -EINVAL;
-	/* VFIO holds it while it resets the function. */
-	if (mutex_lock_killable(lock))
-		return -EINTR;
-	/* If it is not gone yet, unplug will find the session enabled. */
-	if (s->dd->unplugged)
-		ret = -ENODEV;
-	else if (cmd->enable)
-		ret = enable(s);
-	else
-		disable(s);
-	mutex_unlock(lock);
-	return ret;
+	guard(mutex)(&registers_lock);
+	if (cmd->enable)
+		return enable(s);
+	disable(s);
+	return s->dd->unplugged ? -ENODEV : 0;
 }
 
-/* End the use of registers and bus mastering by one session of a device or, NULL, all. */
-void dmaprobe_disable(struct dmaprobe_device *dd, struct dmaprobe_session *only)
+/* End the use of registers and bus mastering by a session. */
+void dmaprobe_disable(struct dmaprobe_session *s)
 {
-	struct dmaprobe_session *s;
-
-	guard(mutex)(&dd->core->vdev.dev_set->lock);
-	if (only)
-		disable(only);
-	else
-		list_for_each_entry(s, &dd->sessions, node)
-			disable(s);
+	guard(mutex)(&registers_lock);
+	disable(s);
 }
 
-/* VFIO holds the lock of the set. */
 static int dmaprobe_vfio_open_device(struct vfio_device *vdev)
 {
 	struct vfio_pci_core_device *core = container_of(vdev, struct vfio_pci_core_device, vdev);
+	struct dmaprobe_device *dd = to_dd(vdev);
 	int ret;
 
-	if (!sessions_have_none(vdev->dev_set))
-		return -EBUSY;
-	to_dd(vdev)->used = true;
-	to_dd(vdev)->used_by = INVALID_UID;
+	scoped_guard(mutex, &registers_lock) {
+		if (sessions_have(dd))
+			return -EBUSY;
+		dd->vfio_open = true;
+		dd->used = true;
+		dd->used_by = INVALID_UID;
+	}
 	ret = vfio_pci_core_enable(core);
-	if (ret)
+	if (ret) {
+		WRITE_ONCE(dd->vfio_open, false);
 		return ret;
+	}
 	vfio_pci_core_finish_enable(core);
 	return 0;
+}
+
+static void dmaprobe_vfio_close_device(struct vfio_device *vdev)
+{
+	vfio_pci_core_close_device(vdev);
+	WRITE_ONCE(to_dd(vdev)->vfio_open, false);
 }
 
 static const struct vfio_device_ops dmaprobe_vfio_ops = {
@@ -175,7 +209,7 @@ static const struct vfio_device_ops dmaprobe_vfio_ops = {
 	.init = vfio_pci_core_init_dev,
 	.release = vfio_pci_core_release_dev,
 	.open_device = dmaprobe_vfio_open_device,
-	.close_device = vfio_pci_core_close_device,
+	.close_device = dmaprobe_vfio_close_device,
 	.ioctl = vfio_pci_core_ioctl,
 	DMAPROBE_VFIO_REGION_INFO_OPS
 	.device_feature = vfio_pci_core_ioctl_feature,
@@ -191,29 +225,41 @@ static const struct vfio_device_ops dmaprobe_vfio_ops = {
 	.detach_ioas = vfio_iommufd_emulated_detach_ioas,
 };
 
+/* Nobody has the VFIO device open any more. */
+static void forget(struct dmaprobe_vfio_device *vdev)
+{
+	struct dmaprobe_device *dd = vdev->dd;
+
+	scoped_guard(mutex, &registers_lock)
+		list_del(&dd->registers);
+	vfio_put_device(&vdev->core.vdev);
+	dmaprobe_device_put(dd);
+}
+
 static int dmaprobe_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 {
 	struct dmaprobe_vfio_device *vdev;
-	struct dmaprobe_device *dd;
 	int ret;
 
 	vdev = vfio_alloc_device(dmaprobe_vfio_device, core.vdev, &pdev->dev, &dmaprobe_vfio_ops);
 	if (IS_ERR(vdev))
 		return PTR_ERR(vdev);
-	dd = dmaprobe_device_create(pdev, &vdev->core);
-	if (IS_ERR(dd)) {
+	vdev->dd = dmaprobe_device_create(pdev);
+	if (IS_ERR(vdev->dd)) {
+		ret = PTR_ERR(vdev->dd);
 		vfio_put_device(&vdev->core.vdev);
-		return PTR_ERR(dd);
+		return ret;
 	}
 
-	vdev->dd = dd;
 	dev_set_drvdata(&pdev->dev, &vdev->core);
+	scoped_guard(mutex, &registers_lock)
+		list_add(&vdev->dd->registers, &registers_list);
 	ret = vfio_pci_core_register_device(&vdev->core);
 	if (ret) {
 		pci_err(pdev, "cannot register with VFIO: %pe\n", ERR_PTR(ret));
-		goto err_put;
+		goto err_forget;
 	}
-	ret = dmaprobe_device_add(dd);
+	ret = dmaprobe_device_add(vdev->dd);
 	if (ret) {
 		pci_err(pdev, "cannot add the character device: %pe\n", ERR_PTR(ret));
 		goto err_unregister;
@@ -222,10 +268,9 @@ static int dmaprobe_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 
 err_unregister:
 	vfio_pci_core_unregister_device(&vdev->core);
-err_put:
-	/* As long as VFIO's set has the one, it must find the other. */
-	vfio_put_device(&vdev->core.vdev);
-	dmaprobe_device_put(dd);
+err_forget:
+	dmaprobe_device_unplug(vdev->dd);
+	forget(vdev);
 	return ret;
 }
 
@@ -236,12 +281,11 @@ err_put:
 static void dmaprobe_remove(struct pci_dev *pdev)
 {
 	struct vfio_pci_core_device *core = dev_get_drvdata(&pdev->dev);
-	struct dmaprobe_device *dd = to_dd(&core->vdev);
+	struct dmaprobe_vfio_device *vdev = container_of(core, struct dmaprobe_vfio_device, core);
 
-	dmaprobe_device_unplug(dd);
+	dmaprobe_device_unplug(vdev->dd);
 	vfio_pci_core_unregister_device(core);
-	vfio_put_device(&core->vdev);
-	dmaprobe_device_put(dd);
+	forget(vdev);
 }
 
 /* Any device, but only one whose driver_override names this driver. */

@@ -8,6 +8,13 @@ SELFTEST_SRCS := \
 	selftests/alloc.cc \
 	selftests/arena.cc \
 	selftests/attrs.cc \
+	selftests/boundary.cc \
+	selftests/boundary_charge.cc \
+	selftests/boundary_device.cc \
+	selftests/boundary_lists.cc \
+	selftests/boundary_objects.cc \
+	selftests/boundary_tables.cc \
+	selftests/boundary_time.cc \
 	selftests/buffer.cc \
 	selftests/calls.cc \
 	selftests/cost.cc \

@@ -588,15 +588,35 @@ TEST_F(Abi, DomainRegions) {
 TEST_F(Abi, SetMaskValues) {
     const uint64_t page = page_size();
 
-    for (const uint64_t mask : {uint64_t{0}, uint64_t{1}, page / 2 - 1, page, page - 2,
-                                uint64_t{0xfffffe}, uint64_t{0xfff0ffff}, ~uint64_t{0} << 1}) {
+    for (const uint64_t mask :
+         {uint64_t{0}, uint64_t{1}, page / 2 - 1, page, page - 1, 16 * page - 1, uint64_t{0xfffffe},
+          uint64_t{0xfff0ffff}, ~uint64_t{0} << 1}) {
         SCOPED_TRACE(std::format("mask {:#x}", mask));
         EXPECT_ERRNO(s.set_mask(mask), EINVAL);
         EXPECT_ERRNO(s.set_mask(mask, DMAPROBE_SET_MASK_COHERENT), EINVAL);
     }
     EXPECT_ERRNO(s.set_mask(0xffffffff, 0), EINVAL) << "no mask chosen";
-    const int least = s.set_mask(page - 1);
+    const int least = s.set_mask(32 * page - 1);
     EXPECT_TRUE(least == 0 || least == EIO) << least;
+}
+
+// The kernel remembers a size that it had no room for below a mask, and refuses it below
+// others as well until a large range is given back.
+TEST_F(Abi, SetMaskOfNoRoomIsForgotten) {
+    dmaprobe_iova_alloc io = {};
+
+    if (!s.translated() || s.missing(DMAPROBE_FEATURE_DMA_IOVA))
+        GTEST_SKIP() << "no dma_iova_*() here";
+    ASSERT_OK(s.set_mask(0xffffff));
+    EXPECT_ERRNO(s.iova_alloc(io, 32 << 20), ENOSPC);
+    for (const uint64_t mask : {0xfffffffULL, 0xffffffffULL}) {
+        ASSERT_OK(s.set_mask(mask));
+        ASSERT_OK(s.iova_alloc(io, 32 << 20)) << std::format("mask {:#x}", mask);
+        ASSERT_OK(s.iova_free(io.id));
+        EXPECT_ERRNO(s.iova_alloc(io, mask + 1), ENOSPC);
+    }
+    ASSERT_OK(s.set_mask(0xffffffff));
+    ASSERT_OK(s.iova_alloc(io, 32 << 20));
 }
 
 TEST_F(Abi, SetMaskSetsWhatWasAskedFor) {

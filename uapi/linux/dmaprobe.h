@@ -305,7 +305,7 @@ enum dmaprobe_set_mask_flags {
  * struct dmaprobe_set_mask - ioctl(DMAPROBE_SET_MASK)
  * @size: sizeof(struct dmaprobe_set_mask)
  * @flags: &enum dmaprobe_set_mask_flags, at least one of them
- * @mask: the new mask: ones from bit 0 up, at least the page size - 1
+ * @mask: the new mask: ones from bit 0 up, at least 32 pages - 1
  *
  * Set the device's DMA masks. The masks belong to the device: all its sessions see them,
  * and they go back to what the device had when it was bound, or to 32 bits if that was
