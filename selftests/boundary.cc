@@ -182,7 +182,9 @@ uint64_t largest(uint64_t most, const std::function<int(uint64_t)>& make) {
     return 0;
 }
 
-int map_often(const Raw& session, const Buffer& buffer, size_t count, std::vector<uint32_t>* ids) {
+int map_often(const Raw& session, const Buffer& buffer, size_t count, size_t* made,
+              std::vector<uint32_t>* ids) {
+    const auto end = steady_clock::now() + seconds(15);
     std::vector<dmaprobe_map> maps(std::min<size_t>(count, DMAPROBE_RUN_MAX));
     std::vector<dmaprobe_run_op> ops(maps.size());
 
@@ -190,6 +192,7 @@ int map_often(const Raw& session, const Buffer& buffer, size_t count, std::vecto
         const size_t n = std::min(count - done, maps.size());
         dmaprobe_run run = {};
 
+        restart_deadline();
         for (size_t i = 0; i < n; i++) {
             maps[i] = {};
             maps[i].size = sizeof(maps[i]);
@@ -211,6 +214,10 @@ int map_often(const Raw& session, const Buffer& buffer, size_t count, std::vecto
                 ids->push_back(maps[i].id);
         }
         done += run.done;
+        if (made)
+            *made = done;
+        if (made && steady_clock::now() >= end)
+            break;
     }
     return 0;
 }

@@ -124,8 +124,11 @@ int map_range(const Raw& s, dmaprobe_map& op, const Buffer& b, uint64_t length);
 /* Of pieces that are each contiguous and aligned to their size. */
 int scattered(const Raw& s, Buffer& out, uint64_t length, uint64_t piece);
 
-/* Many mappings of a buffer's first page, made by runs. 0 or errno. */
-int map_often(const Raw& session, const Buffer& buffer, size_t count,
+/*
+ * Mappings of a buffer's first page, @count of them, made by runs. With @made, as many as a
+ * slow machine makes in 15 s, and that is how many they are. 0 or errno.
+ */
+int map_often(const Raw& session, const Buffer& buffer, size_t count, size_t* made = nullptr,
               std::vector<uint32_t>* ids = nullptr);
 
 } // namespace selftest

@@ -16,6 +16,8 @@ namespace selftest {
 namespace {
 
 using std::chrono::milliseconds;
+using std::chrono::seconds;
+using std::chrono::steady_clock;
 
 constexpr uint64_t mib = uint64_t{1} << 20;
 constexpr uint64_t gib = uint64_t{1} << 30;
@@ -366,6 +368,7 @@ TEST(BoundarySearch, OfAFragmentedSpace) {
     std::string skip;
     milliseconds longest{};
     size_t spaces = 0;
+    const auto end = steady_clock::now() + seconds(30);
 
     as_user(some_user, [&] {
         const Raw mine = Raw::open(bdf);
@@ -382,6 +385,10 @@ TEST(BoundarySearch, OfAFragmentedSpace) {
         while (!err && ids.size() < 200'000) {
             dmaprobe_run run = {};
 
+            if (steady_clock::now() >= end) {
+                skip = std::format("in 30 s, this machine makes no more than {}", ids.size());
+                return;
+            }
             for (size_t i = 0; i < made.size(); i++) {
                 made[i] = {};
                 made[i].size = sizeof(made[i]);
@@ -414,7 +421,7 @@ TEST(BoundarySearch, OfAFragmentedSpace) {
         GTEST_SKIP() << skip;
     testing::Test::RecordProperty("spaces", static_cast<int>(spaces));
     testing::Test::RecordProperty("longest_ms", static_cast<int>(longest.count()));
-    EXPECT_LT(longest, std::chrono::seconds(2));
+    EXPECT_LT(longest, seconds(2));
 }
 
 } // namespace

@@ -391,6 +391,7 @@ public:
         for (; linked_ < many * page; linked_ += links.size() * page) {
             dmaprobe_run run = {};
 
+            restart_deadline();
             for (size_t i = 0; i < links.size(); i++) {
                 links[i] = {};
                 links[i].size = sizeof(links[i]);
@@ -429,9 +430,12 @@ public:
         Buffer b;
 
         const int err = s.alloc(b, page_size());
-        return err ? err : map_often(s, b, 100'000);
+        return err ? err : map_often(s, b, 100'000, &made_);
     }
     int call() override { return s.close(); }
+
+private:
+    size_t made_ = 0;
 };
 
 // It ends with as much of everything else as there can be.

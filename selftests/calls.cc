@@ -97,7 +97,7 @@ const std::vector<Row>& table() {
 // Whether the header defines the command, with a number.
 bool is_command(const std::string& name) {
     static const std::regex define(
-        "#define (DMAPROBE_[A-Z_]+)\\s+_IO\\(DMAPROBE_IOC_MAGIC, \\d+\\)");
+        R"(#define (DMAPROBE_[A-Z_]+)\s+_IO\(DMAPROBE_IOC_MAGIC, \d+\))");
     static const std::set<std::string> commands = [] {
         std::set<std::string> all;
 
