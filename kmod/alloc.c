@@ -51,8 +51,7 @@ static int zero_unmapped(const struct dmaprobe_session *s, struct dmaprobe_alloc
 	struct page *page;
 	unsigned long i;
 
-	if (!(a->attrs & DMA_ATTR_NO_KERNEL_MAPPING) ||
-	    dmaprobe_translates(s->dd))
+	if (!(a->attrs & DMA_ATTR_NO_KERNEL_MAPPING) || dmaprobe_translates(s->dd))
 		return 0;
 	page = pfn_to_page(PHYS_PFN(dma_to_phys(a->dev, a->addr)));
 	if (a->cpu != page)
@@ -333,12 +332,12 @@ int dmaprobe_op_alloc(struct dmaprobe_ucmd *ucmd)
 	ret = dmaprobe_charge(s, nr_taken(s, a));
 	if (ret)
 		goto err_free;
-	ret = dmaprobe_object_reserve(s, &a->mem.obj, &allocation_type);
+	ret = dmaprobe_object_add(s, &a->mem.obj, &allocation_type);
 	if (ret)
 		goto err_uncharge;
 	ret = alloc_memory(s, a);
 	if (ret)
-		goto err_unreserve;
+		goto err_cancel;
 	ret = dmaprobe_allocation_find_pages(a, &cmd->nr_entries);
 	if (ret)
 		goto err_memory;
@@ -346,7 +345,7 @@ int dmaprobe_op_alloc(struct dmaprobe_ucmd *ucmd)
 	cmd->id = a->mem.obj.id;
 	cmd->dma_addr = a->addr;
 	cmd->mmap_offset = dmaprobe_mmap_offset(cmd->id);
-	dmaprobe_object_add(ucmd, &a->mem.obj);
+	dmaprobe_object_made(ucmd, &a->mem.obj);
 	ucmd->iova = a->addr;
 	ucmd->length = cmd->length;
 	return 0;
@@ -354,11 +353,11 @@ int dmaprobe_op_alloc(struct dmaprobe_ucmd *ucmd)
 err_memory:
 	dmaprobe_memory_free(&a->mem);
 	free_memory(a);
-err_unreserve:
-	dmaprobe_object_unreserve(&a->mem.obj);
+err_cancel:
+	dmaprobe_object_cancel(&a->mem.obj);
 err_uncharge:
 	dmaprobe_uncharge(s, nr_taken(s, a));
 err_free:
-	kfree(a);
+	kfree_rcu(a, mem.obj.rcu);
 	return ret;
 }

@@ -79,8 +79,7 @@ int dmaprobe_allocation_mmap(struct dmaprobe_allocation *a,
 	struct dmaprobe_view *view;
 	int ret;
 
-	if (first >= a->mem.nr_pages ||
-	    vma_pages(vma) > a->mem.nr_pages - first)
+	if (first >= a->mem.nr_pages || vma_pages(vma) > a->mem.nr_pages - first)
 		return -EINVAL;
 
 	view = kzalloc_obj(*view, GFP_KERNEL_ACCOUNT);

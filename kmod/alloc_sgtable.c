@@ -36,21 +36,40 @@ static struct sg_table *get_table(struct dmaprobe_allocation *a, struct sg_table
 	}
 }
 
-static void put_table(struct sg_table *sgt, struct sg_table *room)
+/* What is to be known of the pieces that an allocation is made of. */
+struct dmaprobe_pieces {
+	u32 nr;
+
+	struct page **pages;		/* or NULL */
+	unsigned long nr_pages;
+
+	struct dmaprobe_sgtable_entry *entries;
+	u32 room;			/* for that many */
+	bool phys;			/* with their addresses */
+};
+
+/* Take a piece down. */
+static void add_piece(struct dmaprobe_pieces *p, struct scatterlist *sg, u64 length,
+		      unsigned long max_pages)
 {
-	if (sgt == room)
-		sg_free_table(room);
+	unsigned long i;
+
+	if (p->nr < p->room) {
+		p->entries[p->nr].length = length;
+		p->entries[p->nr].phys = p->phys ? sg_phys(sg) : 0;
+	}
+	p->nr++;
+	for (i = 0; p->pages && i < PFN_UP(length) && p->nr_pages < max_pages; i++)
+		p->pages[p->nr_pages++] = sg_page(sg) + i;
 }
 
-/* Call @fn for each piece, of which the last ends with the allocation. */
-static int
-visit_pieces(struct dmaprobe_allocation *a, void *data,
-	     int (*fn)(void *data, struct scatterlist *sg, u64 length))
+/* Visit all pieces, of which the last ends with the allocation. */
+static int find_pieces(struct dmaprobe_allocation *a, struct dmaprobe_pieces *p)
 {
 	u64 left = a->mem.length;
 	struct sg_table room, *sgt;
 	struct scatterlist *sg;
-	int ret = 0, i;
+	int i;
 
 	sgt = get_table(a, &room);
 	if (IS_ERR(sgt))
@@ -60,30 +79,12 @@ visit_pieces(struct dmaprobe_allocation *a, void *data,
 
 		if (!length)
 			break;
-		ret = fn(data, sg, length);
-		if (ret)
-			break;
+		add_piece(p, sg, length, a->mem.nr_pages);
 		left -= length;
 		cond_resched();
 	}
-	put_table(sgt, &room);
-	return ret;
-}
-
-struct dmaprobe_collect {
-	struct dmaprobe_memory *mem;
-	unsigned long nr_pages;
-	u32 nr_pieces;
-};
-
-static int collect_pages(void *data, struct scatterlist *sg, u64 length)
-{
-	struct dmaprobe_collect *c = data;
-	unsigned long i;
-
-	for (i = 0; i < PFN_UP(length) && c->nr_pages < c->mem->nr_pages; i++)
-		c->mem->pages[c->nr_pages++] = sg_page(sg) + i;
-	c->nr_pieces++;
+	if (sgt == &room)
+		sg_free_table(&room);
 	return 0;
 }
 
@@ -95,40 +96,22 @@ static int collect_pages(void *data, struct scatterlist *sg, u64 length)
  */
 int dmaprobe_allocation_find_pages(struct dmaprobe_allocation *a, u32 *nr_pieces)
 {
-	struct dmaprobe_collect c = { .mem = &a->mem };
+	struct dmaprobe_pieces p = {};
 	int ret;
 
 	a->mem.pages = kvmalloc_array(a->mem.nr_pages, sizeof(*a->mem.pages), GFP_KERNEL);
 	if (!a->mem.pages)
 		return -ENOMEM;
-	ret = visit_pieces(a, &c, collect_pages);
-	if (ret == -ENXIO || (!ret && c.nr_pages != a->mem.nr_pages)) {
+	p.pages = a->mem.pages;
+	ret = find_pieces(a, &p);
+	if (ret == -ENXIO || (!ret && p.nr_pages != a->mem.nr_pages)) {
 		kvfree(a->mem.pages);
 		a->mem.pages = NULL;
 		*nr_pieces = 0;
 		return 0;
 	}
-	*nr_pieces = c.nr_pieces;
+	*nr_pieces = p.nr;
 	return ret ?: dmaprobe_memory_index(&a->mem);
-}
-
-struct dmaprobe_pieces {
-	struct dmaprobe_sgtable_entry *out;
-	u32 room;
-	u32 nr;
-	bool phys;
-};
-
-static int report_piece(void *data, struct scatterlist *sg, u64 length)
-{
-	struct dmaprobe_pieces *p = data;
-
-	if (p->nr < p->room) {
-		p->out[p->nr].length = length;
-		p->out[p->nr].phys = p->phys ? sg_phys(sg) : 0;
-	}
-	p->nr++;
-	return 0;
 }
 
 int dmaprobe_op_get_sgtable(struct dmaprobe_ucmd *ucmd)
@@ -145,14 +128,12 @@ int dmaprobe_op_get_sgtable(struct dmaprobe_ucmd *ucmd)
 		return PTR_ERR(a);
 	/* No piece is smaller than a page. */
 	p.room = min(cmd->nr_entries, a->mem.nr_pages);
-	ret = dmaprobe_reply_array(ucmd, cmd->entries, p.room, sizeof(*p.out));
-	if (!ret) {
-		p.out = ucmd->array;
-		ret = visit_pieces(a, &p, report_piece);
-	}
+	ret = dmaprobe_reply_array(ucmd, cmd->entries, p.room, sizeof(*p.entries));
+	p.entries = ucmd->array;
+	ret = ret ?: find_pieces(a, &p);
 	dmaprobe_object_put(&a->mem.obj);
 	/* Copy out only the entries that were filled in. */
-	ucmd->array_size = min(p.nr, p.room) * sizeof(*p.out);
+	ucmd->array_size = min(p.nr, p.room) * sizeof(*p.entries);
 	cmd->nr_entries = p.nr;
 	return ret;
 }

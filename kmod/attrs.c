@@ -76,8 +76,7 @@ int dmaprobe_check_map_attrs(const struct dmaprobe_session *s, u64 attrs, u64 ta
 
 	if (ret)
 		return ret;
-	if ((attrs & DMAPROBE_ATTR_REQUIRE_COHERENT) &&
-	    !dev_is_dma_coherent(dmaprobe_dma_dev(s)))
+	if ((attrs & DMAPROBE_ATTR_REQUIRE_COHERENT) && !dev_is_dma_coherent(dmaprobe_dma_dev(s)))
 		return -EOPNOTSUPP;
 	/* The device would get memory that is not shared by an address that is. */
 	if ((attrs & DMAPROBE_ATTR_CC_SHARED) && !capable(CAP_SYS_RAWIO))

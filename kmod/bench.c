@@ -85,8 +85,7 @@ int dmaprobe_op_bench(struct dmaprobe_ucmd *ucmd)
 	struct dmaprobe_bench *cmd = ucmd->cmd;
 	u64 left = cmd->count;
 
-	if (cmd->kind > DMAPROBE_BENCH_MAP_PAGE ||
-	    !cmd->count || cmd->count > BENCH_MAX_COUNT)
+	if (cmd->kind > DMAPROBE_BENCH_MAP_PAGE || !cmd->count || cmd->count > BENCH_MAX_COUNT)
 		return -EINVAL;
 	if (cmd->kind == DMAPROBE_BENCH_NOP && cmd->buffer_id)
 		return -EINVAL;

@@ -39,14 +39,6 @@ static int cmp_pages(const void *a, const void *b)
 	return pa < pb ? 1 : pa > pb ? -1 : 0;
 }
 
-static void free_piece(struct page *page, unsigned int order)
-{
-	unsigned long i;
-
-	for (i = 0; i < 1UL << order; i++)
-		put_page(page + i);
-}
-
 /* Pieces in descending order: none has its physical neighbour behind it. */
 static int alloc_scattered(struct dmaprobe_memory *mem, unsigned long nr,
 			   unsigned int order, int node, gfp_t gfp)
@@ -83,7 +75,8 @@ static int alloc_scattered(struct dmaprobe_memory *mem, unsigned long nr,
 
 err:
 	while (done--)
-		free_piece(mem->pages[done], order);
+		for (i = 0; i < 1UL << order; i++)
+			put_page(mem->pages[done] + i);
 	return ret;
 }
 
@@ -319,10 +312,10 @@ int dmaprobe_buffer_add(struct dmaprobe_ucmd *ucmd, struct dmaprobe_buffer *buf)
 	guard(rwsem_read)(&s->dd->group->lock);
 	if (s->dd->unplugged)
 		return -ENODEV;
-	ret = dmaprobe_object_reserve(s, &buf->mem.obj, &buffer_type);
+	ret = dmaprobe_object_add(s, &buf->mem.obj, &buffer_type);
 	if (ret)
 		return ret;
-	dmaprobe_object_add(ucmd, &buf->mem.obj);
+	dmaprobe_object_made(ucmd, &buf->mem.obj);
 	ucmd->length = buf->mem.length;
 	return 0;
 }

@@ -63,8 +63,7 @@ static inline bool dma_use_iova(struct dma_iova_state *state)
 	return false;
 }
 
-static inline bool dma_iova_try_alloc(struct device *dev,
-				      struct dma_iova_state *state,
+static inline bool dma_iova_try_alloc(struct device *dev, struct dma_iova_state *state,
 				      phys_addr_t phys, size_t size)
 {
 	return false;
@@ -74,33 +73,27 @@ static inline void dma_iova_free(struct device *dev, struct dma_iova_state *stat
 {
 }
 
-static inline void dma_iova_destroy(struct device *dev,
-				    struct dma_iova_state *state,
-				    size_t mapped_len,
-				    enum dma_data_direction dir,
+static inline void dma_iova_destroy(struct device *dev, struct dma_iova_state *state,
+				    size_t mapped_len, enum dma_data_direction dir,
 				    unsigned long attrs)
 {
 }
 
-static inline int dma_iova_sync(struct device *dev,
-				struct dma_iova_state *state, size_t offset,
+static inline int dma_iova_sync(struct device *dev, struct dma_iova_state *state, size_t offset,
 				size_t size)
 {
 	return -EOPNOTSUPP;
 }
 
-static inline int dma_iova_link(struct device *dev,
-				struct dma_iova_state *state, phys_addr_t phys,
-				size_t offset, size_t size,
-				enum dma_data_direction dir,
-				unsigned long attrs)
+static inline int dma_iova_link(struct device *dev, struct dma_iova_state *state,
+				phys_addr_t phys, size_t offset, size_t size,
+				enum dma_data_direction dir, unsigned long attrs)
 {
 	return -EOPNOTSUPP;
 }
 
-static inline void dma_iova_unlink(struct device *dev,
-				   struct dma_iova_state *state, size_t offset,
-				   size_t size, enum dma_data_direction dir,
+static inline void dma_iova_unlink(struct device *dev, struct dma_iova_state *state,
+				   size_t offset, size_t size, enum dma_data_direction dir,
 				   unsigned long attrs)
 {
 }
@@ -116,16 +109,14 @@ static inline bool dma_need_unmap(struct device *dev)
 #else
 #define DMAPROBE_HAVE_DMA_MAP_PHYS	false
 
-static inline dma_addr_t dma_map_phys(struct device *dev, phys_addr_t phys,
-				      size_t size, enum dma_data_direction dir,
-				      unsigned long attrs)
+static inline dma_addr_t dma_map_phys(struct device *dev, phys_addr_t phys, size_t size,
+				      enum dma_data_direction dir, unsigned long attrs)
 {
 	return DMA_MAPPING_ERROR;
 }
 
-static inline void dma_unmap_phys(struct device *dev, dma_addr_t addr,
-				  size_t size, enum dma_data_direction dir,
-				  unsigned long attrs)
+static inline void dma_unmap_phys(struct device *dev, dma_addr_t addr, size_t size,
+				  enum dma_data_direction dir, unsigned long attrs)
 {
 }
 #endif

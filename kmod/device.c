@@ -61,7 +61,8 @@ static void dmaprobe_device_free(struct device *dev)
 {
 	struct dmaprobe_device *dd = container_of(dev, struct dmaprobe_device, dev);
 
-	group_put(dd->group);
+	if (dd->group)
+		group_put(dd->group);
 	mutex_destroy(&dd->lock);
 	kfree(dd);
 }
@@ -73,8 +74,8 @@ static struct class dmaprobe_class = {
 };
 
 /*
- * Make the character device of a PCI device. Returns the device, not yet visible, or an
- * ERR_PTR().
+ * Make the character device of a PCI device: cdev_device_add() is to make it visible,
+ * put_device() to free it. Returns the device or an ERR_PTR().
  */
 struct dmaprobe_device *dmaprobe_device_create(struct pci_dev *pdev)
 {
@@ -91,24 +92,14 @@ struct dmaprobe_device *dmaprobe_device_create(struct pci_dev *pdev)
 		return ERR_PTR(-ENOMEM);
 	minor = ida_alloc_max(&dmaprobe_minors, DMAPROBE_MAX_DEVICES - 1, GFP_KERNEL);
 	if (minor < 0) {
-		ret = minor;
-		goto err_free;
+		kfree(dd);
+		return ERR_PTR(minor);
 	}
-	dd->domain = iommu_get_domain_for_dev(&pdev->dev);
-	dd->group = group_get(dmaprobe_translates(dd) ? dd->domain : NULL);
-	if (!dd->group) {
-		ret = -ENOMEM;
-		goto err_minor;
-	}
-
 	mutex_init(&dd->lock);
 	INIT_LIST_HEAD(&dd->sessions);
 	dd->pdev = pdev;
 	if (!pci_is_root_bus(pdev->bus) && !pdev->is_virtfn)
 		dd->bus = pdev->bus;
-	dmaprobe_limits_save(dd);
-	dmaprobe_limits_reset(dd);
-
 	device_initialize(&dd->dev);
 	dd->dev.class = &dmaprobe_class;
 	dd->dev.parent = &pdev->dev;
@@ -116,26 +107,17 @@ struct dmaprobe_device *dmaprobe_device_create(struct pci_dev *pdev)
 	cdev_init(&dd->cdev, &dmaprobe_fops);
 	dd->cdev.owner = THIS_MODULE;
 
-	ret = dev_set_name(&dd->dev, "%s", pci_name(pdev));
+	dd->domain = iommu_get_domain_for_dev(&pdev->dev);
+	dd->group = group_get(dmaprobe_translates(dd) ? dd->domain : NULL);
+	ret = dd->group ? dev_set_name(&dd->dev, "%s", pci_name(pdev)) : -ENOMEM;
 	if (ret) {
-		dmaprobe_limits_release(dd);
 		ida_free(&dmaprobe_minors, minor);
 		put_device(&dd->dev);
 		return ERR_PTR(ret);
 	}
+	dmaprobe_limits_save(dd);
+	dmaprobe_limits_reset(dd);
 	return dd;
-
-err_minor:
-	ida_free(&dmaprobe_minors, minor);
-err_free:
-	kfree(dd);
-	return ERR_PTR(ret);
-}
-
-/* Let users open the device. Returns 0 or a negative errno. */
-int dmaprobe_device_add(struct dmaprobe_device *dd)
-{
-	return cdev_device_add(&dd->cdev, &dd->dev);
 }
 
 /*
@@ -165,23 +147,16 @@ void dmaprobe_device_unplug(struct dmaprobe_device *dd)
 		pm_runtime_put(&dd->pdev->dev);
 	}
 	dmaprobe_limits_reset(dd);
-	dmaprobe_limits_release(dd);
+	dmaprobe_spare_put(dd);
 	dd->domain = NULL;
 	dd->pdev = NULL;
-}
-
-/* Put the reference of dmaprobe_device_create(). */
-void dmaprobe_device_put(struct dmaprobe_device *dd)
-{
-	put_device(&dd->dev);
 }
 
 static int __init dmaprobe_init(void)
 {
 	int ret;
 
-	ret = alloc_chrdev_region(&dmaprobe_devt, 0, DMAPROBE_MAX_DEVICES,
-				  "dmaprobe");
+	ret = alloc_chrdev_region(&dmaprobe_devt, 0, DMAPROBE_MAX_DEVICES, "dmaprobe");
 	if (ret)
 		return ret;
 	ret = class_register(&dmaprobe_class);

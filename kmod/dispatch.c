@@ -27,6 +27,7 @@ struct dmaprobe_op {
 	u32 size;
 	u32 min_size;
 	u32 flags;		/* those that the op knows */
+	u32 reserved;		/* offset of a member that must be 0; or 0 */
 	bool read_only;		/* legal when the file is not open for writing */
 	bool exclusive;		/* takes dmaprobe_group::lock for writing */
 	bool self_locked;	/* takes the lock, and looks for the device, itself */
@@ -44,6 +45,8 @@ struct dmaprobe_op {
 			BUILD_BUG_ON_ZERO(offsetof(struct dmaprobe_##_name, size) != 0) + \
 			BUILD_BUG_ON_ZERO(offsetof(struct dmaprobe_##_name, flags) != 4), \
 		.min_size = offsetofend(struct dmaprobe_##_name, _last), \
+		.reserved = __builtin_strcmp(#_last, "__reserved") ? 0 : \
+			    offsetof(struct dmaprobe_##_name, _last),	\
 		.name = #_name,						\
 		.handle = dmaprobe_op_##_name,				\
 		__VA_ARGS__						\
@@ -71,24 +74,46 @@ int dmaprobe_reply_array(struct dmaprobe_ucmd *ucmd, u64 to, size_t nr, size_t s
 	return 0;
 }
 
-/* Read the op's struct and check what all structs have in common. */
+/*
+ * Read the op's struct and check what all structs have in common. As
+ * copy_struct_from_user(), but word by word: most are a few words long.
+ */
 static int fetch(struct dmaprobe_ucmd *ucmd, const struct dmaprobe_op *op)
 {
 	const struct dmaprobe_nop *head = ucmd->cmd;	/* how every struct begins */
+	const u64 __user *from = ucmd->ubuffer;
+	u64 *to = ucmd->cmd;
+	u32 size, i;
 	int ret;
 
-	if (get_user(ucmd->user_size, (u32 __user *)ucmd->ubuffer))
+	if (get_user(ucmd->user_size, (const u32 __user *)from))
 		return -EFAULT;
-	if (ucmd->user_size < op->min_size)
-		return -EINVAL;
 	if (ucmd->user_size > PAGE_SIZE)
 		return -E2BIG;
-	ret = copy_struct_from_user(ucmd->cmd, op->size, ucmd->ubuffer, ucmd->user_size);
-	if (ret)
-		return ret;
+	if (ucmd->user_size < op->min_size || ucmd->user_size % sizeof(*to))
+		return -EINVAL;
+	size = min(ucmd->user_size, op->size);
+	if (!user_access_begin(from, size))
+		return -EFAULT;
+	for (i = 0; i < size / sizeof(*to); i++)
+		unsafe_get_user(to[i], from + i, fault);
+	user_access_end();
+	if (size < op->size)
+		memset(ucmd->cmd + size, 0, op->size - size);
+	ret = size < ucmd->user_size ?
+	      check_zeroed_user(ucmd->ubuffer + size, ucmd->user_size - size) : 1;
+	if (ret <= 0)
+		return ret ?: -E2BIG;
+
 	if (head->flags & ~op->flags)
 		return -EOPNOTSUPP;
-	return ucmd->session->read_only && !op->read_only ? -EBADF : 0;
+	if (ucmd->session->read_only && !op->read_only)
+		return -EBADF;
+	return op->reserved && *(u32 *)(ucmd->cmd + op->reserved) ? -EINVAL : 0;
+
+fault:
+	user_access_end();
+	return -EFAULT;
 }
 
 static int lock(struct dmaprobe_ucmd *ucmd, const struct dmaprobe_op *op)
@@ -117,8 +142,7 @@ static void unlock(struct dmaprobe_ucmd *ucmd, const struct dmaprobe_op *op)
 /* Write the answer, and show what was made; without an answer, nothing was. */
 static int reply(struct dmaprobe_ucmd *ucmd, int ret)
 {
-	if (!ret && ucmd->array &&
-	    copy_to_user(ucmd->array_to, ucmd->array, ucmd->array_size))
+	if (!ret && ucmd->array && copy_to_user(ucmd->array_to, ucmd->array, ucmd->array_size))
 		ret = -EFAULT;
 	if (!ret)
 		ret = copy_struct_to_user(ucmd->ubuffer, ucmd->user_size, ucmd->cmd,

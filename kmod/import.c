@@ -150,14 +150,14 @@ static int import_add(struct dmaprobe_ucmd *ucmd, struct dmaprobe_import *imp)
 		if (ret)
 			return ret;
 	}
-	ret = dmaprobe_object_reserve(s, &imp->obj, &import_type);
+	ret = dmaprobe_object_add(s, &imp->obj, &import_type);
 	if (ret)
 		return ret;
 	imp->attach = dma_buf_dynamic_attach(imp->dmabuf, dmaprobe_dma_dev(s),
 					     &dmaprobe_import_ops, imp);
 	if (IS_ERR(imp->attach)) {
 		ret = PTR_ERR(imp->attach);
-		goto err_unreserve;
+		goto err_cancel;
 	}
 	ret = dma_resv_lock_interruptible(imp->dmabuf->resv, NULL);
 	if (ret) {
@@ -174,7 +174,7 @@ static int import_add(struct dmaprobe_ucmd *ucmd, struct dmaprobe_import *imp)
 	cmd->id = imp->obj.id;
 	cmd->nr_segments = imp->nr_segments;
 	cmd->length = imp->dmabuf->size;
-	dmaprobe_object_add(ucmd, &imp->obj);
+	dmaprobe_object_made(ucmd, &imp->obj);
 	ucmd->iova = imp->nr_segments ? imp->segments[0].dma_addr : 0;
 	ucmd->length = cmd->length;
 	return 0;
@@ -183,8 +183,8 @@ err_detach:
 	dma_buf_detach(imp->dmabuf, imp->attach);
 	kvfree(imp->segments);
 	imp->segments = NULL;
-err_unreserve:
-	dmaprobe_object_unreserve(&imp->obj);
+err_cancel:
+	dmaprobe_object_cancel(&imp->obj);
 	return ret;
 }
 
@@ -232,7 +232,7 @@ int dmaprobe_op_map_dmabuf(struct dmaprobe_ucmd *ucmd)
 err_put:
 	dma_buf_put(imp->dmabuf);
 err_free:
-	kfree(imp);
+	kfree_rcu(imp, obj.rcu);
 	return ret;
 }
 

@@ -52,7 +52,6 @@ int dmaprobe_op_get_limits(struct dmaprobe_ucmd *ucmd)
 	cmd->segment_boundary_mask = dma_get_seg_boundary(dev);
 	cmd->min_align_mask = dma_get_min_align_mask(dev);
 	cmd->cache_alignment = dma_get_cache_alignment();
-	cmd->__reserved = 0;
 	return 0;
 }
 
@@ -70,21 +69,12 @@ static u32 domain_type(const struct iommu_domain *domain)
 	}
 }
 
-static u32 resv_type(enum iommu_resv_type type)
-{
-	switch (type) {
-	case IOMMU_RESV_DIRECT:
-		return DMAPROBE_RESV_DIRECT;
-	case IOMMU_RESV_DIRECT_RELAXABLE:
-		return DMAPROBE_RESV_DIRECT_RELAXABLE;
-	case IOMMU_RESV_MSI:
-		return DMAPROBE_RESV_MSI;
-	case IOMMU_RESV_SW_MSI:
-		return DMAPROBE_RESV_SW_MSI;
-	default:
-		return DMAPROBE_RESV_RESERVED;
-	}
-}
+/* The kernel's types of reserved regions, as they are in the ABI. */
+static_assert(DMAPROBE_RESV_DIRECT == (int)IOMMU_RESV_DIRECT);
+static_assert(DMAPROBE_RESV_DIRECT_RELAXABLE == (int)IOMMU_RESV_DIRECT_RELAXABLE);
+static_assert(DMAPROBE_RESV_RESERVED == (int)IOMMU_RESV_RESERVED);
+static_assert(DMAPROBE_RESV_MSI == (int)IOMMU_RESV_MSI);
+static_assert(DMAPROBE_RESV_SW_MSI == (int)IOMMU_RESV_SW_MSI);
 
 static int reply_regions(struct dmaprobe_ucmd *ucmd, struct device *dev)
 {
@@ -104,7 +94,7 @@ static int reply_regions(struct dmaprobe_ucmd *ucmd, struct device *dev)
 		if (!ret && cmd->nr_regions < room) {
 			out[cmd->nr_regions].start = region->start;
 			out[cmd->nr_regions].length = region->length;
-			out[cmd->nr_regions].type = resv_type(region->type);
+			out[cmd->nr_regions].type = region->type;
 		}
 		cmd->nr_regions++;
 	}

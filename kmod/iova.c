@@ -169,7 +169,8 @@ static void iova_end(struct dmaprobe_iova *iova)
 {
 	lockdep_assert_held(&iova->lock);
 	iova->revoked = true;
-	dmaprobe_object_remove(&iova->obj);
+	xa_erase(&iova->obj.session->objects, iova->obj.id);
+	dmaprobe_object_put(&iova->obj);
 }
 
 /* For the trace. */
@@ -234,8 +235,7 @@ int dmaprobe_op_iova_alloc(struct dmaprobe_ucmd *ucmd)
 	int ret;
 
 	/* The top bits belong to the kernel and to rounding. */
-	if (!cmd->length || cmd->length > BIT_ULL(62) ||
-	    (!cmd->buffer_id && cmd->buffer_offset))
+	if (!cmd->length || cmd->length > BIT_ULL(62) || (!cmd->buffer_id && cmd->buffer_offset))
 		return -EINVAL;
 	if (cmd->length > DMAPROBE_IOVA_RANGE_MAX && !capable(CAP_SYS_RAWIO))
 		return -EPERM;
@@ -250,34 +250,30 @@ int dmaprobe_op_iova_alloc(struct dmaprobe_ucmd *ucmd)
 		return -ENOMEM;
 	mutex_init(&iova->lock);
 	iova->links = RB_ROOT;
-	ret = dmaprobe_object_reserve(s, &iova->obj, &iova_type);
+	ret = dmaprobe_object_add(s, &iova->obj, &iova_type);
 	if (ret)
 		goto err_free;
 	if (!dma_iova_try_alloc(dmaprobe_dma_dev(s), &iova->state, phys, cmd->length) && !try) {
 		ret = -ENOSPC;
-		goto err_unreserve;
+		goto err_cancel;
 	}
 
 	cmd->id = iova->obj.id;
 	cmd->addr = iova->state.addr;
-	dmaprobe_object_add(ucmd, &iova->obj);
+	dmaprobe_object_made(ucmd, &iova->obj);
 	note_range(ucmd, iova, 0, cmd->length);
 	return 0;
 
-err_unreserve:
-	dmaprobe_object_unreserve(&iova->obj);
+err_cancel:
+	dmaprobe_object_cancel(&iova->obj);
 err_free:
-	mutex_destroy(&iova->lock);
-	kfree(iova);
+	kfree_rcu(iova, obj.rcu);
 	return ret;
 }
 
 int dmaprobe_op_iova_free(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_iova_free *cmd = ucmd->cmd;
-
-	if (cmd->__reserved)
-		return -EINVAL;
 
 	struct dmaprobe_iova *iova __free(iova_unlock) = iova_lock(ucmd, cmd->id, false);
 	if (IS_ERR(iova))
@@ -412,9 +408,6 @@ int dmaprobe_op_iova_sync(struct dmaprobe_ucmd *ucmd)
 	struct dmaprobe_iova_sync *cmd = ucmd->cmd;
 	struct dmaprobe_session *s = ucmd->session;
 	int ret;
-
-	if (cmd->__reserved)
-		return -EINVAL;
 
 	struct dmaprobe_iova *iova __free(iova_unlock) = iova_lock(ucmd, cmd->id, true);
 	if (IS_ERR(iova))

@@ -40,7 +40,8 @@ static u64 unprivileged_mask(void)
 	return DMA_BIT_MASK(clamp(unprivileged_mask_bits, PAGE_SHIFT, 64));
 }
 
-static void spare_put(struct dmaprobe_device *dd)
+/* Also of a device that goes, when its limits were reset. */
+void dmaprobe_spare_put(struct dmaprobe_device *dd)
 {
 	struct device *dev = &dd->pdev->dev;
 	struct dma_iova_state state = { .addr = dd->spare_addr, .__size = SPARE_SIZE };
@@ -73,16 +74,10 @@ static void reset_masks(struct dmaprobe_device *dd)
 {
 	struct device *dev = &dd->pdev->dev;
 
-	spare_put(dd);
+	dmaprobe_spare_put(dd);
 	dma_set_mask(dev, dd->bound_mask);
 	dma_set_coherent_mask(dev, dd->bound_coherent_mask);
 	spare_get(dd);
-}
-
-/* Leave nothing behind of a device that goes, whose limits were reset. */
-void dmaprobe_limits_release(struct dmaprobe_device *dd)
-{
-	spare_put(dd);
 }
 
 /* Remember the limits of a new device. Its former driver may have left any mask. */
@@ -129,7 +124,7 @@ int dmaprobe_op_set_mask(struct dmaprobe_ucmd *ucmd)
 	struct device *dev = dmaprobe_dma_dev(ucmd->session);
 	u64 mask = dma_get_mask(dev), coherent_mask = dev->coherent_dma_mask;
 	bool wide = cmd->mask > unprivileged_mask();
-	int ret = 0;
+	int ret;
 
 	if (!cmd->flags || !valid_mask(cmd->mask, MIN_MASK))
 		return -EINVAL;
@@ -139,10 +134,7 @@ int dmaprobe_op_set_mask(struct dmaprobe_ucmd *ucmd)
 		return -EBUSY;
 
 	reset_masks(dd);
-	if (cmd->flags & DMAPROBE_SET_MASK_STREAMING)
-		ret = dma_set_mask(dev, cmd->mask);
-	else
-		ret = dma_set_mask(dev, mask);
+	ret = dma_set_mask(dev, cmd->flags & DMAPROBE_SET_MASK_STREAMING ? cmd->mask : mask);
 	dd->widened |= wide && !ret;
 	if (!ret)
 		ret = dma_set_coherent_mask(dev, cmd->flags & DMAPROBE_SET_MASK_COHERENT ?

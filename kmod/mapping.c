@@ -125,9 +125,9 @@ static int check_direct(const struct dmaprobe_device *dd, u64 start, size_t leng
 		return 0;
 	if (!bounce || dd->direct_max == SIZE_MAX || limit < DMA_BIT_MASK(32))
 		return -EIO;
-	if (length > dd->direct_max || length - 1 > dma_get_seg_boundary(dev))
-		return -EIO;
-	return 0;
+	/* A bounce buffer keeps these bits of the address. */
+	length += start & dma_get_min_align_mask(dev);
+	return length > dd->direct_max || length - 1 > dma_get_seg_boundary(dev) ? -EIO : 0;
 }
 
 /* Check that a device can be given a range of memory. Returns 0 or -EIO. */
@@ -183,25 +183,40 @@ int dmaprobe_bar_range(const struct dmaprobe_device *dd, u32 bar, u64 offset,
 	return 0;
 }
 
-/* Map what @m says and add it. On failure, all but @m is as it was. */
-static int map_add(struct dmaprobe_ucmd *ucmd, struct dmaprobe_mapping *m, phys_addr_t phys)
+/* Map a range and make an object of that, which takes over the hold of @buf. */
+static struct dmaprobe_mapping *
+map_add(struct dmaprobe_ucmd *ucmd, u8 kind, u8 dir, u64 attrs,
+	struct dmaprobe_buffer *buf, phys_addr_t phys, size_t length)
 {
 	struct device *dev = dmaprobe_dma_dev(ucmd->session);
+	struct dmaprobe_mapping *m;
 	int ret;
 
-	ret = dmaprobe_object_reserve(ucmd->session, &m->obj, &mapping_type);
+	m = kzalloc_obj(*m, GFP_KERNEL_ACCOUNT);
+	if (!m)
+		return ERR_PTR(-ENOMEM);
+	m->obj.attrs = attrs;
+	m->kind = kind;
+	m->dir = dir;
+	m->buf = buf;
+	m->length = length;
+	ret = dmaprobe_object_add(ucmd->session, &m->obj, &mapping_type);
 	if (ret)
-		return ret;
+		goto err_free;
 	m->addr = map(dev, m, phys);
 	ret = dma_mapping_error(dev, m->addr);
-	if (ret) {
-		dmaprobe_object_unreserve(&m->obj);
-		return ret;
-	}
-	dmaprobe_object_add(ucmd, &m->obj);
+	if (ret)
+		goto err_cancel;
+	dmaprobe_object_made(ucmd, &m->obj);
 	ucmd->iova = m->addr;
 	ucmd->length = m->length;
-	return 0;
+	return m;
+
+err_cancel:
+	dmaprobe_object_cancel(&m->obj);
+err_free:
+	kfree_rcu(m, obj.rcu);
+	return ERR_PTR(ret);
 }
 
 int dmaprobe_op_map(struct dmaprobe_ucmd *ucmd)
@@ -212,8 +227,6 @@ int dmaprobe_op_map(struct dmaprobe_ucmd *ucmd)
 	phys_addr_t phys;
 	int ret;
 
-	if (cmd->__reserved)
-		return -EINVAL;
 	ret = dmaprobe_check_map_attrs(s, cmd->attrs,
 				       DMAPROBE_MAP_ATTRS | DMAPROBE_ATTR_CC_SHARED);
 	if (ret)
@@ -223,72 +236,48 @@ int dmaprobe_op_map(struct dmaprobe_ucmd *ucmd)
 	if (cmd->kind == DMAPROBE_MAP_PHYS && !DMAPROBE_HAVE_DMA_MAP_PHYS)
 		return -EOPNOTSUPP;
 
-	m = kzalloc_obj(*m, GFP_KERNEL_ACCOUNT);
-	if (!m)
-		return -ENOMEM;
-	m->kind = cmd->kind;
-	m->dir = cmd->dir;
-	m->length = cmd->length;
-	m->obj.attrs = cmd->attrs;
-	m->buf = dmaprobe_buffer_get(ucmd, cmd->buffer_id);
-	if (IS_ERR(m->buf)) {
-		ret = PTR_ERR(m->buf);
-		goto err_free;
-	}
-	ret = dmaprobe_buffer_range(m->buf, cmd->buffer_offset, cmd->length, cmd->dir, &phys) ?:
-	      dmaprobe_check_reach(s->dd, phys, cmd->length, cmd->attrs) ?:
-	      map_add(ucmd, m, phys);
+	struct dmaprobe_buffer *buf __free(dmaprobe_buffer_put) =
+		dmaprobe_buffer_get(ucmd, cmd->buffer_id);
+	if (IS_ERR(buf))
+		return PTR_ERR(buf);
+	ret = dmaprobe_buffer_range(buf, cmd->buffer_offset, cmd->length, cmd->dir, &phys) ?:
+	      dmaprobe_check_reach(s->dd, phys, cmd->length, cmd->attrs);
 	if (ret)
-		goto err_buffer;
+		return ret;
+	m = map_add(ucmd, cmd->kind, cmd->dir, cmd->attrs, buf, phys, cmd->length);
+	if (IS_ERR(m))
+		return PTR_ERR(m);
+	retain_and_null_ptr(buf);
 	cmd->id = m->obj.id;
 	cmd->dma_addr = m->addr;
 	cmd->need_sync = dma_need_sync(dmaprobe_dma_dev(s), m->addr);
 	return 0;
-
-err_buffer:
-	dmaprobe_buffer_put(m->buf);
-err_free:
-	kfree(m);
-	return ret;
 }
 
 int dmaprobe_op_map_resource(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_map_resource *cmd = ucmd->cmd;
-	struct dmaprobe_session *s = ucmd->session;
+	struct dmaprobe_device *dd = ucmd->session->dd;
+	struct dmaprobe_mapping *m;
 	phys_addr_t phys;
 	int ret;
 
-	if (cmd->__reserved)
-		return -EINVAL;
 	ret = dmaprobe_check_attrs(cmd->attrs,
 				   DMAPROBE_MAP_ATTRS & ~DMAPROBE_ATTR_REQUIRE_COHERENT);
 	if (ret)
 		return ret;
 	if (!dmaprobe_valid_dir(cmd->dir))
 		return -EINVAL;
-	ret = dmaprobe_bar_range(s->dd, cmd->bar, cmd->offset, cmd->length, &phys);
+	ret = dmaprobe_bar_range(dd, cmd->bar, cmd->offset, cmd->length, &phys);
+	if (!ret && !dmaprobe_translates(dd))
+		ret = check_direct(dd, phys, cmd->length, false);
 	if (ret)
 		return ret;
-	if (!dmaprobe_translates(s->dd)) {
-		ret = check_direct(s->dd, phys, cmd->length, false);
-		if (ret)
-			return ret;
-	}
-
-	struct dmaprobe_mapping *m __free(kfree) = kzalloc_obj(*m, GFP_KERNEL_ACCOUNT);
-	if (!m)
-		return -ENOMEM;
-	m->kind = MAP_RESOURCE;
-	m->dir = cmd->dir;
-	m->length = cmd->length;
-	m->obj.attrs = cmd->attrs;
-	ret = map_add(ucmd, m, phys);
-	if (ret)
-		return ret;
+	m = map_add(ucmd, MAP_RESOURCE, cmd->dir, cmd->attrs, NULL, phys, cmd->length);
+	if (IS_ERR(m))
+		return PTR_ERR(m);
 	cmd->id = m->obj.id;
 	cmd->dma_addr = m->addr;
-	retain_and_null_ptr(m);
 	return 0;
 }
 

@@ -276,14 +276,12 @@ int dmaprobe_op_copy(struct dmaprobe_ucmd *ucmd)
 		if (fatal_signal_pending(current))
 			return -EINTR;
 		cond_resched();
-		if (cmd->dir == DMAPROBE_COPY_WRITE &&
-		    copy_from_user(data, user, part.length))
+		if (cmd->dir == DMAPROBE_COPY_WRITE && copy_from_user(data, user, part.length))
 			return -EFAULT;
 		ret = copy_part(ucmd, &part);
 		if (ret)
 			return ret;
-		if (cmd->dir == DMAPROBE_COPY_READ &&
-		    copy_to_user(user, data, part.length))
+		if (cmd->dir == DMAPROBE_COPY_READ && copy_to_user(user, data, part.length))
 			return -EFAULT;
 		at += part.length;
 		user += part.length;

@@ -47,19 +47,19 @@ void dmaprobe_address_put(struct dmaprobe_session *s, u32 n)
 }
 
 /**
- * dmaprobe_object_reserve - give a new object its id
- * @s: session that will hold it
+ * dmaprobe_object_add - put an object into its session's table, hidden
+ * @s: session that holds it
  * @obj: the object
  * @type: its type
  *
- * Nobody finds the object until dmaprobe_object_add(), not even teardown, so the
- * caller keeps dmaprobe_group::lock until then.
+ * There is nothing of the object to undo yet, so the caller keeps
+ * dmaprobe_group::lock, which keeps teardown away, until dmaprobe_object_made() or
+ * dmaprobe_object_cancel().
  *
  * Return: 0, -ENOMEM, or what dmaprobe_address_get() returns
  */
-int dmaprobe_object_reserve(struct dmaprobe_session *s,
-			    struct dmaprobe_object *obj,
-			    const struct dmaprobe_object_type *type)
+int dmaprobe_object_add(struct dmaprobe_session *s, struct dmaprobe_object *obj,
+			const struct dmaprobe_object_type *type)
 {
 	int ret;
 
@@ -70,33 +70,26 @@ int dmaprobe_object_reserve(struct dmaprobe_session *s,
 	ret = obj->nr_addresses ? dmaprobe_address_get(s, obj->nr_addresses) : 0;
 	if (ret)
 		return ret;
-	ret = xa_alloc(&s->objects, &obj->id, XA_ZERO_ENTRY,
-		       XA_LIMIT(1, INT_MAX), GFP_KERNEL_ACCOUNT);
+	ret = xa_alloc(&s->objects, &obj->id, obj, XA_LIMIT(1, INT_MAX), GFP_KERNEL_ACCOUNT);
 	if (ret)
 		dmaprobe_address_put(s, obj->nr_addresses);
 	return ret == -EBUSY ? -ENOMEM : ret;
 }
 
-/* Undo dmaprobe_object_reserve(). */
-void dmaprobe_object_unreserve(struct dmaprobe_object *obj)
+/* Undo dmaprobe_object_add(). Lookups may still look at the object: kfree_rcu(). */
+void dmaprobe_object_cancel(struct dmaprobe_object *obj)
 {
 	xa_erase(&obj->session->objects, obj->id);
 	dmaprobe_address_put(obj->session, obj->nr_addresses);
 }
 
-/* Let teardown find an object. It is hidden until dmaprobe_object_show(). */
-void dmaprobe_object_add(struct dmaprobe_ucmd *ucmd, struct dmaprobe_object *obj)
+/* The object is complete: the call's answer shows it, or teardown releases it. */
+void dmaprobe_object_made(struct dmaprobe_ucmd *ucmd, struct dmaprobe_object *obj)
 {
-	struct xarray *xa = &obj->session->objects;
-
 	ucmd->made = obj->id;
 	ucmd->id = obj->id;
-	/* Cannot fail: the reserved slot is there. */
-	xa_lock(xa);
-	__xa_store(xa, obj->id, obj, 0);
 	if (obj->type->has_pages)
-		__xa_set_mark(xa, obj->id, DMAPROBE_MARK_PAGES);
-	xa_unlock(xa);
+		xa_set_mark(&obj->session->objects, obj->id, DMAPROBE_MARK_PAGES);
 }
 
 static void object_free(struct dmaprobe_object *obj)
@@ -148,16 +141,14 @@ u32 dmaprobe_resolve_id(struct dmaprobe_ucmd *ucmd, u32 id)
 
 /* Look an object up, of one type or of any (NULL), and hold it. */
 struct dmaprobe_object *
-dmaprobe_object_get(struct dmaprobe_ucmd *ucmd, u32 id,
-		    const struct dmaprobe_object_type *type)
+dmaprobe_object_get(struct dmaprobe_ucmd *ucmd, u32 id, const struct dmaprobe_object_type *type)
 {
 	struct dmaprobe_object *obj;
 
 	id = dmaprobe_resolve_id(ucmd, id);
 	guard(rcu)();
 	obj = xa_load(&ucmd->session->objects, id);
-	if (!obj || (type && obj->type != type) ||
-	    !refcount_inc_not_zero(&obj->refs))
+	if (!obj || (type && obj->type != type) || !refcount_inc_not_zero(&obj->refs))
 		return ERR_PTR(-ENOENT);
 	if (!ucmd->id)
 		ucmd->id = id;
@@ -170,27 +161,21 @@ void dmaprobe_object_put(struct dmaprobe_object *obj)
 		object_free(obj);
 }
 
-/* Take an object, held by the caller, out of its session; only once. */
-void dmaprobe_object_remove(struct dmaprobe_object *obj)
-{
-	xa_erase(&obj->session->objects, obj->id);
-	dmaprobe_object_put(obj);
-}
-
 /*
  * Release an object of a type that the command @cmd ends, unless somebody else holds a
  * reference; @attrs become its attributes.
  */
 static int destroy(struct dmaprobe_ucmd *ucmd, u32 id, unsigned int cmd, u64 attrs)
 {
-	struct dmaprobe_session *s = ucmd->session;
+	XA_STATE(xas, &ucmd->session->objects, dmaprobe_resolve_id(ucmd, id));
 	struct dmaprobe_object *obj;
 
-	id = dmaprobe_resolve_id(ucmd, id);
-	ucmd->id = id;
-	scoped_guard(spinlock, &s->objects.xa_lock) {
-		obj = xa_load(&s->objects, id);
-		if (!obj || obj->type->end_cmd != cmd || !refcount_read(&obj->refs))
+	ucmd->id = xas.xa_index;
+	scoped_guard(spinlock, &xas.xa->xa_lock) {
+		obj = xas_load(&xas);
+		/* At index 0 the xarray has an entry of its own. */
+		if (!obj || xa_is_zero(obj) || obj->type->end_cmd != cmd ||
+		    !refcount_read(&obj->refs))
 			return -ENOENT;
 		if ((obj->attrs ^ attrs) & ~(u64)DMAPROBE_ATTR_SKIP_CPU_SYNC)
 			return -EINVAL;
@@ -198,7 +183,7 @@ static int destroy(struct dmaprobe_ucmd *ucmd, u32 id, unsigned int cmd, u64 att
 			return -EAGAIN;
 		if (!refcount_dec_if_one(&obj->refs))
 			return -EBUSY;
-		__xa_erase(&s->objects, id);
+		xas_store(&xas, NULL);
 	}
 	obj->attrs = attrs;
 	object_free(obj);
@@ -209,8 +194,6 @@ int dmaprobe_op_destroy(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_destroy *cmd = ucmd->cmd;
 
-	if (cmd->__reserved)
-		return -EINVAL;
 	return destroy(ucmd, cmd->id, DMAPROBE_DESTROY, 0);
 }
 
@@ -219,8 +202,6 @@ int dmaprobe_op_unmap(struct dmaprobe_ucmd *ucmd)
 	struct dmaprobe_unmap *cmd = ucmd->cmd;
 	int ret;
 
-	if (cmd->__reserved)
-		return -EINVAL;
 	ret = dmaprobe_check_attrs(cmd->attrs, DMAPROBE_MAP_ATTRS | DMAPROBE_ATTR_CC_SHARED);
 	return ret ?: destroy(ucmd, cmd->id, DMAPROBE_UNMAP, cmd->attrs);
 }

@@ -101,7 +101,7 @@ int dmaprobe_op_buffer_pin(struct dmaprobe_ucmd *ucmd)
 	unsigned long nr;
 	int ret;
 
-	if (cmd->__reserved || !cmd->length || cmd->length > PIN_MAX_LENGTH)
+	if (!cmd->length || cmd->length > PIN_MAX_LENGTH)
 		return -EINVAL;
 	if (cmd->addr != (unsigned long)cmd->addr ||
 	    !access_ok(u64_to_user_ptr(cmd->addr), cmd->length))

@@ -103,8 +103,6 @@ int dmaprobe_op_pool_create(struct dmaprobe_ucmd *ucmd)
 	struct dmaprobe_pool *p;
 	int ret;
 
-	if (cmd->__reserved)
-		return -EINVAL;
 	if (!cmd->block_size || cmd->block_size > POOL_MAX ||
 	    !is_power_of_2(align) || align > POOL_MAX)
 		return -EINVAL;
@@ -133,25 +131,24 @@ int dmaprobe_op_pool_create(struct dmaprobe_ucmd *ucmd)
 		p->chunk_blocks = PAGE_SIZE / boundary * (boundary / size);
 	}
 
-	ret = dmaprobe_object_reserve(s, &p->obj, &pool_type);
+	ret = dmaprobe_object_add(s, &p->obj, &pool_type);
 	if (ret)
 		goto err_free;
 	p->pool = dma_pool_create("dmaprobe", dmaprobe_dma_dev(s),
 				  cmd->block_size, align, cmd->boundary);
 	if (!p->pool) {
 		ret = -ENOMEM;
-		goto err_unreserve;
+		goto err_cancel;
 	}
 
 	cmd->id = p->obj.id;
-	dmaprobe_object_add(ucmd, &p->obj);
+	dmaprobe_object_made(ucmd, &p->obj);
 	return 0;
 
-err_unreserve:
-	dmaprobe_object_unreserve(&p->obj);
+err_cancel:
+	dmaprobe_object_cancel(&p->obj);
 err_free:
-	mutex_destroy(&p->lock);
-	kfree(p);
+	kfree_rcu(p, obj.rcu);
 	return ret;
 }
 
@@ -199,24 +196,24 @@ int dmaprobe_op_pool_alloc(struct dmaprobe_ucmd *ucmd)
 		goto err_pool;
 	}
 	b->pool = container_of(pool, struct dmaprobe_pool, obj);
-	ret = dmaprobe_object_reserve(s, &b->obj, &block_type);
+	ret = dmaprobe_object_add(s, &b->obj, &block_type);
 	if (ret)
 		goto err_free;
 	ret = take_block(s, b);
 	if (ret)
-		goto err_unreserve;
+		goto err_cancel;
 
 	cmd->id = b->obj.id;
 	cmd->dma_addr = b->addr;
-	dmaprobe_object_add(ucmd, &b->obj);
+	dmaprobe_object_made(ucmd, &b->obj);
 	ucmd->iova = b->addr;
 	ucmd->length = b->pool->block_size;
 	return 0;
 
-err_unreserve:
-	dmaprobe_object_unreserve(&b->obj);
+err_cancel:
+	dmaprobe_object_cancel(&b->obj);
 err_free:
-	kfree(b);
+	kfree_rcu(b, obj.rcu);
 err_pool:
 	dmaprobe_object_put(pool);
 	return ret;

@@ -232,19 +232,16 @@ struct dmaprobe_object {
 /* object.c */
 int dmaprobe_address_get(struct dmaprobe_session *s, u32 n);
 void dmaprobe_address_put(struct dmaprobe_session *s, u32 n);
-int dmaprobe_object_reserve(struct dmaprobe_session *s,
-			    struct dmaprobe_object *obj,
-			    const struct dmaprobe_object_type *type);
-void dmaprobe_object_unreserve(struct dmaprobe_object *obj);
-void dmaprobe_object_add(struct dmaprobe_ucmd *ucmd, struct dmaprobe_object *obj);
+int dmaprobe_object_add(struct dmaprobe_session *s, struct dmaprobe_object *obj,
+			const struct dmaprobe_object_type *type);
+void dmaprobe_object_cancel(struct dmaprobe_object *obj);
+void dmaprobe_object_made(struct dmaprobe_ucmd *ucmd, struct dmaprobe_object *obj);
 void dmaprobe_object_show(struct dmaprobe_session *s, u32 id);
 void dmaprobe_object_withdraw(struct dmaprobe_session *s, u32 id);
 u32 dmaprobe_resolve_id(struct dmaprobe_ucmd *ucmd, u32 id);
 struct dmaprobe_object *
-dmaprobe_object_get(struct dmaprobe_ucmd *ucmd, u32 id,
-		    const struct dmaprobe_object_type *type);
+dmaprobe_object_get(struct dmaprobe_ucmd *ucmd, u32 id, const struct dmaprobe_object_type *type);
 void dmaprobe_object_put(struct dmaprobe_object *obj);
-void dmaprobe_object_remove(struct dmaprobe_object *obj);
 void dmaprobe_objects_teardown(struct dmaprobe_session *s);
 
 /* Take another reference; the caller must hold one. */
@@ -364,8 +361,7 @@ struct dmaprobe_allocation {
 
 struct dmaprobe_allocation *
 dmaprobe_allocation_get(struct dmaprobe_ucmd *ucmd, u32 id);
-void dmaprobe_allocation_sync(struct dmaprobe_allocation *a, u32 target,
-			      u64 offset, u64 length);
+void dmaprobe_allocation_sync(struct dmaprobe_allocation *a, u32 target, u64 offset, u64 length);
 
 /* alloc_sgtable.c */
 int dmaprobe_allocation_find_pages(struct dmaprobe_allocation *a, u32 *nr_pieces);
@@ -396,9 +392,7 @@ int dmaprobe_reply_segment(struct dmaprobe_ucmd *ucmd, dma_addr_t addr, size_t l
 
 /* device.c */
 struct dmaprobe_device *dmaprobe_device_create(struct pci_dev *pdev);
-int dmaprobe_device_add(struct dmaprobe_device *dd);
 void dmaprobe_device_unplug(struct dmaprobe_device *dd);
-void dmaprobe_device_put(struct dmaprobe_device *dd);
 
 /* session.c */
 extern const struct file_operations dmaprobe_fops;
@@ -406,7 +400,7 @@ extern const struct file_operations dmaprobe_fops;
 /* limits.c */
 void dmaprobe_limits_save(struct dmaprobe_device *dd);
 void dmaprobe_limits_reset(struct dmaprobe_device *dd);
-void dmaprobe_limits_release(struct dmaprobe_device *dd);
+void dmaprobe_spare_put(struct dmaprobe_device *dd);
 
 /* vfio.c */
 void dmaprobe_disable(struct dmaprobe_session *s);

@@ -205,8 +205,7 @@ static int list_fill(struct dmaprobe_ucmd *ucmd,
 		buf = list_hold(ucmd, list, entry->buffer_id);
 		if (IS_ERR(buf))
 			return PTR_ERR(buf);
-		ret = dmaprobe_buffer_range(buf, entry->offset, entry->length,
-					    list->dir, &phys) ?:
+		ret = dmaprobe_buffer_range(buf, entry->offset, entry->length, list->dir, &phys) ?:
 		      check_entry(dd, phys, entry->length) ?:
 		      dmaprobe_check_reach(dd, phys, entry->length, list->obj.attrs) ?:
 		      lay_out(dd, &lay, entry, buf, phys, list->dir);
@@ -252,19 +251,19 @@ static int list_add_mapped(struct dmaprobe_ucmd *ucmd, struct dmaprobe_list *lis
 	/* A list that may be bounced is mapped entry by entry. */
 	if (s->dd->direct_max != SIZE_MAX || !dev_is_dma_coherent(dev))
 		list->obj.nr_addresses = cmd->nr_entries;
-	ret = dmaprobe_object_reserve(s, &list->obj, &list_type);
+	ret = dmaprobe_object_add(s, &list->obj, &list_type);
 	if (ret)
 		return ret;
 	ret = list_map(dev, list);
 	if (ret) {
-		dmaprobe_object_unreserve(&list->obj);
+		dmaprobe_object_cancel(&list->obj);
 		return ret;
 	}
 
 	cmd->id = list->obj.id;
 	cmd->nr_segments = list->sgt.nents;
 	cmd->need_sync = list_need_sync(dev, list);
-	dmaprobe_object_add(ucmd, &list->obj);
+	dmaprobe_object_made(ucmd, &list->obj);
 	ucmd->iova = sg_dma_address(list->sgt.sgl);
 	ucmd->length = list->length;
 	return 0;
@@ -309,7 +308,7 @@ int dmaprobe_op_map_sg(struct dmaprobe_ucmd *ucmd)
 
 	list_clear(list);
 err_free:
-	kfree(list);
+	kfree_rcu(list, obj.rcu);
 out_entries:
 	kvfree(entries);
 	return ret;

@@ -160,7 +160,7 @@ int dmaprobe_op_enable(struct dmaprobe_ucmd *ucmd)
 	struct dmaprobe_enable *cmd = ucmd->cmd;
 	struct dmaprobe_session *s = ucmd->session;
 
-	if (cmd->__reserved || cmd->enable > 1)
+	if (cmd->enable > 1)
 		return -EINVAL;
 	guard(mutex)(&registers_lock);
 	if (cmd->enable)
@@ -233,7 +233,7 @@ static void forget(struct dmaprobe_vfio_device *vdev)
 	scoped_guard(mutex, &registers_lock)
 		list_del(&dd->registers);
 	vfio_put_device(&vdev->core.vdev);
-	dmaprobe_device_put(dd);
+	put_device(&dd->dev);
 }
 
 static int dmaprobe_probe(struct pci_dev *pdev, const struct pci_device_id *id)
@@ -259,7 +259,7 @@ static int dmaprobe_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 		pci_err(pdev, "cannot register with VFIO: %pe\n", ERR_PTR(ret));
 		goto err_forget;
 	}
-	ret = dmaprobe_device_add(vdev->dd);
+	ret = cdev_device_add(&vdev->dd->cdev, &vdev->dd->dev);
 	if (ret) {
 		pci_err(pdev, "cannot add the character device: %pe\n", ERR_PTR(ret));
 		goto err_unregister;

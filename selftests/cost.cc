@@ -101,7 +101,7 @@ TEST_F(Cost, NoOp) {
     report("a no-op by ioctl", by_ioctl);
     report("a no-op by run", by_run);
     report("a no-op by ring, depth 32", by_ring);
-    EXPECT_LE(by_ioctl - enotty, 250);
+    EXPECT_LE(by_ioctl - enotty, 200);
     EXPECT_LT(by_run, by_ioctl);
     EXPECT_LE(by_ring, by_ioctl);
 }

@@ -28,8 +28,8 @@
  * Every command can answer:
  *
  *  - ENOTTY: no such command.
- *  - EINVAL: @size is smaller than the struct's first version; a reserved member is not
- *    zero; a value is out of its range; lengths overflow.
+ *  - EINVAL: @size is smaller than the struct's first version, or no multiple of 8; a
+ *    reserved member is not zero; a value is out of its range; lengths overflow.
  *  - E2BIG: @size is larger than the kernel's struct and the tail is not zero; or it is
  *    larger than a page.
  *  - EOPNOTSUPP: an unknown flag or attribute, or a call that this kernel or this device's
