@@ -124,8 +124,7 @@ static int alloc_memory(const struct dmaprobe_session *s, struct dmaprobe_alloca
  * The pages that the kernel takes: those asked for where it maps them one by one,
  * otherwise a power of two.
  */
-static unsigned long nr_taken(const struct dmaprobe_session *s,
-			      const struct dmaprobe_allocation *a)
+static unsigned long nr_taken(const struct dmaprobe_session *s, const struct dmaprobe_allocation *a)
 {
 	bool by_page = a->kind == DMAPROBE_ALLOC_NONCONTIGUOUS ||
 		       (a->kind == DMAPROBE_ALLOC_COHERENT &&

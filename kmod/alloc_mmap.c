@@ -45,16 +45,10 @@ static void view_close(struct vm_area_struct *vma)
 	view_put(vma->vm_private_data);
 }
 
-/* All was mapped by mmap(), so it is not there any more. */
-static vm_fault_t view_fault(struct vm_fault *vmf)
-{
-	return VM_FAULT_SIGBUS;
-}
-
+/* All is mapped by mmap(): a fault means that it is not there any more, and gives SIGBUS. */
 static const struct vm_operations_struct dmaprobe_view_ops = {
 	.open = view_open,
 	.close = view_close,
-	.fault = view_fault,
 };
 
 static int map_view(struct dmaprobe_allocation *a, struct vm_area_struct *vma)

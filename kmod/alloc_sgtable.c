@@ -20,8 +20,7 @@ static struct sg_table *get_table(struct dmaprobe_allocation *a, struct sg_table
 
 	switch (a->kind) {
 	case DMAPROBE_ALLOC_COHERENT:
-		ret = dma_get_sgtable_attrs(a->dev, room, a->cpu, a->addr,
-					    a->mem.length, a->attrs);
+		ret = dma_get_sgtable_attrs(a->dev, room, a->cpu, a->addr, a->mem.length, a->attrs);
 		if (ret)
 			return ERR_PTR(ret == -ENOMEM ? ret : -ENXIO);
 		return room;

@@ -10,7 +10,7 @@
 #define BENCH_MAX_COUNT	10000000
 
 /* Rounds between two looks at signals, the scheduler and the device. */
-#define BENCH_BATCH	1024
+#define BENCH_BATCH	64
 
 static int bench_nop(struct dmaprobe_ucmd *ucmd, u32 count)
 {
@@ -40,7 +40,7 @@ static int bench_map_page(struct dmaprobe_ucmd *ucmd, u32 count)
 	if (IS_ERR(buf))
 		return PTR_ERR(buf);
 	ret = dmaprobe_buffer_range(buf, 0, PAGE_SIZE, DMAPROBE_DIR_TO_DEVICE, &phys) ?:
-	      dmaprobe_check_reach(ucmd->session->dd, phys, PAGE_SIZE, 0);
+	      dmaprobe_check_reach(ucmd->session->dd, phys, PAGE_SIZE, DMA_TO_DEVICE, 0);
 	if (ret)
 		return ret;
 

@@ -190,8 +190,7 @@ static const struct vm_operations_struct buffer_vm_ops = {
 	.close = vma_close,
 };
 
-static int buffer_mmap(struct dmaprobe_object *obj, struct vm_area_struct *vma,
-		       unsigned long first)
+static int buffer_mmap(struct dmaprobe_object *obj, struct vm_area_struct *vma, unsigned long first)
 {
 	struct dmaprobe_buffer *buf = obj_buffer(obj);
 	struct dmaprobe_memory *mem = &buf->mem;

@@ -13,14 +13,12 @@
  * end, and the inode is held until then.
  */
 #include <linux/dma-buf.h>
-#include <linux/dma-direct.h>
 #include <linux/dma-map-ops.h>
 #include <linux/dma-resv.h>
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/mm.h>
 #include <linux/slab.h>
-#include <linux/swiotlb.h>
 
 #include "compat.h"
 #include "private.h"
@@ -75,26 +73,16 @@ static unsigned int longest_entry(struct device *dev)
 	return dma_get_max_seg_size(dev);
 }
 
-/*
- * Without a translating IOMMU the device must reach the pages by itself: nobody
- * synchronises what is bounced, and the kernel WARNs about what cannot be.
- */
-static int check_reach(struct device *dev, struct sg_table *sgt)
+/* The device must reach the pages by itself: nobody synchronises what is bounced. */
+static int check_reach(struct dma_buf_attachment *attach, struct sg_table *sgt, u32 dir)
 {
-	u64 limit = min_not_zero(dma_get_mask(dev), dev->bus_dma_limit);
-	struct iommu_domain *domain = iommu_get_domain_for_dev(dev);
 	struct scatterlist *sg;
-	int i;
+	int ret = 0, i;
 
-	if (domain && (domain->type & __IOMMU_DOMAIN_DMA_API))
-		return 0;
-	if (is_swiotlb_force_bounce(dev))
-		return -EIO;
-	for_each_sgtable_sg(sgt, sg, i) {
-		if (phys_to_dma(dev, sg_phys(sg)) + sg->length - 1 > limit)
-			return -EIO;
-	}
-	return 0;
+	for_each_sgtable_sg(sgt, sg, i)
+		ret = ret ?: dmaprobe_check_reach(dmaprobe_import_device(attach), sg_phys(sg),
+						  sg->length, dir, DMAPROBE_ATTR_REQUIRE_COHERENT);
+	return ret;
 }
 
 /* Coherent memory needs no sync, and the same memory may be mapped many times. */
@@ -123,7 +111,7 @@ static struct sg_table *export_map(struct dma_buf_attachment *attach, enum dma_d
 						GFP_KERNEL_ACCOUNT);
 	if (ret)
 		goto err_free;
-	ret = check_reach(attach->dev, sgt);
+	ret = check_reach(attach, sgt, dir);
 	if (ret)
 		goto err_table;
 	ret = dma_map_sgtable(attach->dev, sgt, dir, export_attrs(a));

@@ -21,8 +21,6 @@ struct dmaprobe_import {
 	struct dma_buf *dmabuf;
 	struct dma_buf_attachment *attach;
 	struct sg_table *sgt;	/* NULL: taken away; under the reservation lock */
-	struct dmaprobe_segment *segments;	/* while there is a table */
-	u32 nr_segments;
 	u8 dir;
 };
 
@@ -48,6 +46,14 @@ static void import_invalidate(struct dma_buf_attachment *attach)
 	import_unmap(imp);
 }
 
+/* The device that is attached, by us. */
+const struct dmaprobe_device *dmaprobe_import_device(const struct dma_buf_attachment *attach)
+{
+	const struct dmaprobe_import *imp = attach->importer_priv;
+
+	return imp->obj.session->dd;
+}
+
 const struct dma_buf_attach_ops dmaprobe_import_ops = {
 	.DMAPROBE_DMA_BUF_INVALIDATE = import_invalidate,
 };
@@ -61,25 +67,18 @@ static void import_release(struct dmaprobe_object *obj)
 	dma_resv_unlock(imp->dmabuf->resv);
 	dma_buf_detach(imp->dmabuf, imp->attach);
 	dma_buf_put(imp->dmabuf);
-	kvfree(imp->segments);
 }
 
 static int import_segments(struct dmaprobe_object *obj, struct dmaprobe_ucmd *ucmd)
 {
-	struct dmaprobe_get_segments *cmd = ucmd->cmd;
 	struct dmaprobe_import *imp = container_of(obj, struct dmaprobe_import, obj);
-	u32 nr, room;
+	struct sg_table none = {}, *sgt;
 	int ret;
 
 	dma_resv_lock(imp->dmabuf->resv, NULL);
-	nr = imp->sgt ? imp->nr_segments : 0;
+	sgt = imp->sgt ?: &none;
+	ret = dmaprobe_reply_segments(ucmd, sgt->sgl, sgt->nents);
 	dma_resv_unlock(imp->dmabuf->resv);
-
-	room = min(cmd->nr_segments, nr);
-	cmd->nr_segments = nr;
-	ret = dmaprobe_reply_array(ucmd, cmd->segments, room, sizeof(*imp->segments));
-	if (!ret && room)
-		memcpy(ucmd->array, imp->segments, room * sizeof(*imp->segments));
 	return ret;
 }
 
@@ -102,8 +101,7 @@ static int check_foreign(const struct dmaprobe_device *dd, const struct dma_buf 
 
 	if (!dmaprobe_one_segment(dev, dmabuf->size))
 		return -EINVAL;
-	if (dmaprobe_translates(dd) ||
-	    (dd->direct_max == SIZE_MAX && !dma_addressing_limited(dev)))
+	if (dmaprobe_translates(dd) || (dd->direct_max == SIZE_MAX && !dma_addressing_limited(dev)))
 		return 0;
 	return -EIO;
 }
@@ -114,26 +112,13 @@ static int check_foreign(const struct dmaprobe_device *dd, const struct dma_buf 
  */
 static int import_map(struct dmaprobe_import *imp)
 {
-	struct scatterlist *sg;
 	struct sg_table *sgt;
-	int i;
 
 	sgt = dma_buf_map_attachment(imp->attach, imp->dir);
 	if (IS_ERR(sgt))
 		return PTR_ERR(sgt) == -EAGAIN ? -EBUSY : PTR_ERR(sgt);
 	imp->sgt = sgt;
-	if (!dma_resv_test_signaled(imp->dmabuf->resv, DMA_RESV_USAGE_KERNEL))
-		return 1;
-
-	imp->segments = kvmalloc_array(sgt->nents, sizeof(*imp->segments), GFP_KERNEL_ACCOUNT);
-	if (!imp->segments)
-		return -ENOMEM;
-	for_each_sgtable_dma_sg(sgt, sg, i) {
-		imp->segments[i].dma_addr = sg_dma_address(sg);
-		imp->segments[i].length = sg_dma_len(sg);
-	}
-	imp->nr_segments = sgt->nents;
-	return 0;
+	return !dma_resv_test_signaled(imp->dmabuf->resv, DMA_RESV_USAGE_KERNEL);
 }
 
 /* Attach the device and map once, with the device there. Returns 1 as import_map(). */
@@ -165,24 +150,24 @@ static int import_add(struct dmaprobe_ucmd *ucmd, struct dmaprobe_import *imp)
 		goto err_detach;
 	}
 	ret = import_map(imp);
-	if (ret)
+	if (ret) {
 		import_unmap(imp);
+	} else {
+		cmd->nr_segments = imp->sgt->nents;
+		ucmd->iova = sg_dma_address(imp->sgt->sgl);
+	}
 	dma_resv_unlock(imp->dmabuf->resv);
 	if (ret)
 		goto err_detach;
 
 	cmd->id = imp->obj.id;
-	cmd->nr_segments = imp->nr_segments;
 	cmd->length = imp->dmabuf->size;
 	dmaprobe_object_made(ucmd, &imp->obj);
-	ucmd->iova = imp->nr_segments ? imp->segments[0].dma_addr : 0;
 	ucmd->length = cmd->length;
 	return 0;
 
 err_detach:
 	dma_buf_detach(imp->dmabuf, imp->attach);
-	kvfree(imp->segments);
-	imp->segments = NULL;
 err_cancel:
 	dmaprobe_object_cancel(&imp->obj);
 	return ret;

@@ -7,6 +7,7 @@
  * away. So the record decides whether a call is legal, and only legal ones are made.
  */
 #include <linux/capability.h>
+#include <linux/dma-map-ops.h>
 #include <linux/overflow.h>
 #include <linux/rbtree.h>
 #include <linux/slab.h>
@@ -367,6 +368,12 @@ int dmaprobe_op_iova_link(struct dmaprobe_ucmd *ucmd)
 	ret = check_link(iova, phys, cmd->offset, cmd->length, mask);
 	if (ret)
 		return ret;
+	/* The kernel bounces it to a place that is aligned otherwise, and fails, loudly. */
+	if (!(cmd->attrs & DMAPROBE_ATTR_MMIO) &&
+	    (s->dd->direct_max != SIZE_MAX ||
+	     dma_kmalloc_needs_bounce(&s->dd->pdev->dev, cmd->length, cmd->dir)) &&
+	    (phys & mask & ~(u64)dma_get_min_align_mask(&s->dd->pdev->dev)))
+		return -EOPNOTSUPP;
 	/* The kernel WARNs about it, and answers the same. */
 	if ((cmd->attrs & DMAPROBE_ATTR_REQUIRE_COHERENT) &&
 	    (iova->state.__size & DMA_IOVA_USE_SWIOTLB))

@@ -117,6 +117,25 @@ static bool holds_addresses(const struct dmaprobe_device *dd)
 	return atomic_read(&dd->nr_addresses[false]) || atomic_read(&dd->nr_addresses[true]);
 }
 
+static int count_function(struct device *dev, void *nr)
+{
+	if (dev_is_pci(dev) && to_pci_dev(dev)->hdr_type == PCI_HEADER_TYPE_NORMAL)
+		++*(unsigned int *)nr;
+	return 0;
+}
+
+/* Whether other functions share the IOVA allocator, to which our mask matters as well. */
+static bool is_in_company(struct device *dev)
+{
+	struct iommu_group *group = iommu_group_get(dev);
+	unsigned int nr = 0;
+
+	if (group)
+		iommu_group_for_each_dev(group, &nr, count_function);
+	iommu_group_put(group);
+	return nr > 1;
+}
+
 int dmaprobe_op_set_mask(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_set_mask *cmd = ucmd->cmd;
@@ -128,7 +147,7 @@ int dmaprobe_op_set_mask(struct dmaprobe_ucmd *ucmd)
 
 	if (!cmd->flags || !valid_mask(cmd->mask, MIN_MASK))
 		return -EINVAL;
-	if (wide && !capable(CAP_SYS_RAWIO))
+	if ((wide || (cmd->mask < dd->bound_mask && is_in_company(dev))) && !capable(CAP_SYS_RAWIO))
 		return -EPERM;
 	if (holds_addresses(dd))
 		return -EBUSY;

@@ -7,6 +7,7 @@
  * it holds a reference, and unmapping asks for the last one.
  */
 #include <linux/dma-direct.h>
+#include <linux/dma-map-ops.h>
 #include <linux/nospec.h>
 #include <linux/overflow.h>
 #include <linux/scatterlist.h>
@@ -114,13 +115,14 @@ static const struct dmaprobe_object_type mapping_type = {
  * as well. Bounce buffers are known to lie below 4 GiB, not where below. What does not
  * fit into a bounce buffer would be said in the kernel log.
  */
-static int check_direct(const struct dmaprobe_device *dd, u64 start, size_t length, bool bounce)
+static int check_direct(const struct dmaprobe_device *dd, u64 start, size_t length, u32 dir,
+			bool bounce)
 {
 	struct device *dev = &dd->pdev->dev;
 	u64 limit = min_not_zero(dma_get_mask(dev), dev->bus_dma_limit);
 	u64 end;
 
-	if (!is_swiotlb_force_bounce(dev) &&
+	if (!is_swiotlb_force_bounce(dev) && !dma_kmalloc_needs_bounce(dev, length, dir) &&
 	    !check_add_overflow(start, length - 1, &end) && end <= limit)
 		return 0;
 	if (!bounce || dd->direct_max == SIZE_MAX || limit < DMA_BIT_MASK(32))
@@ -132,12 +134,12 @@ static int check_direct(const struct dmaprobe_device *dd, u64 start, size_t leng
 
 /* Check that a device can be given a range of memory. Returns 0 or -EIO. */
 int dmaprobe_check_reach(const struct dmaprobe_device *dd, phys_addr_t phys,
-			 size_t length, u64 attrs)
+			 size_t length, u32 dir, u64 attrs)
 {
 	u64 mask;
 
 	if (!dmaprobe_translates(dd))
-		return check_direct(dd, phys_to_dma(&dd->pdev->dev, phys), length,
+		return check_direct(dd, phys_to_dma(&dd->pdev->dev, phys), length, dir,
 				    !(attrs & DMAPROBE_ATTR_REQUIRE_COHERENT));
 
 	/* An untrusted device's memory that shares a granule is bounced. */
@@ -227,8 +229,7 @@ int dmaprobe_op_map(struct dmaprobe_ucmd *ucmd)
 	phys_addr_t phys;
 	int ret;
 
-	ret = dmaprobe_check_map_attrs(s, cmd->attrs,
-				       DMAPROBE_MAP_ATTRS | DMAPROBE_ATTR_CC_SHARED);
+	ret = dmaprobe_check_map_attrs(s, cmd->attrs, DMAPROBE_MAP_ATTRS | DMAPROBE_ATTR_CC_SHARED);
 	if (ret)
 		return ret;
 	if (cmd->kind > DMAPROBE_MAP_PHYS || !dmaprobe_valid_dir(cmd->dir))
@@ -241,7 +242,7 @@ int dmaprobe_op_map(struct dmaprobe_ucmd *ucmd)
 	if (IS_ERR(buf))
 		return PTR_ERR(buf);
 	ret = dmaprobe_buffer_range(buf, cmd->buffer_offset, cmd->length, cmd->dir, &phys) ?:
-	      dmaprobe_check_reach(s->dd, phys, cmd->length, cmd->attrs);
+	      dmaprobe_check_reach(s->dd, phys, cmd->length, cmd->dir, cmd->attrs);
 	if (ret)
 		return ret;
 	m = map_add(ucmd, cmd->kind, cmd->dir, cmd->attrs, buf, phys, cmd->length);
@@ -270,7 +271,7 @@ int dmaprobe_op_map_resource(struct dmaprobe_ucmd *ucmd)
 		return -EINVAL;
 	ret = dmaprobe_bar_range(dd, cmd->bar, cmd->offset, cmd->length, &phys);
 	if (!ret && !dmaprobe_translates(dd))
-		ret = check_direct(dd, phys, cmd->length, false);
+		ret = check_direct(dd, phys, cmd->length, DMA_TO_DEVICE, false);
 	if (ret)
 		return ret;
 	m = map_add(ucmd, MAP_RESOURCE, cmd->dir, cmd->attrs, NULL, phys, cmd->length);
@@ -314,8 +315,7 @@ int dmaprobe_reply_segment(struct dmaprobe_ucmd *ucmd, dma_addr_t addr, size_t l
 }
 
 /* Answer DMAPROBE_GET_SEGMENTS for a mapped list. Returns 0 or -ENOMEM. */
-int dmaprobe_reply_segments(struct dmaprobe_ucmd *ucmd, struct scatterlist *sgl,
-			    unsigned int nents)
+int dmaprobe_reply_segments(struct dmaprobe_ucmd *ucmd, struct scatterlist *sgl, unsigned int nents)
 {
 	struct dmaprobe_get_segments *cmd = ucmd->cmd;
 	u32 room = min(cmd->nr_segments, nents);

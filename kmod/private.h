@@ -47,6 +47,7 @@
 #include <linux/dmaprobe.h>
 
 struct dma_buf;
+struct dma_buf_attachment;
 struct dmaprobe_copy_part;
 struct dmaprobe_object;
 struct dmaprobe_op;
@@ -373,6 +374,7 @@ void dmaprobe_wait_for_mmaps(struct dmaprobe_allocation *a);
 
 /* export.c, import.c */
 extern const struct dma_buf_attach_ops dmaprobe_import_ops;
+const struct dmaprobe_device *dmaprobe_import_device(const struct dma_buf_attachment *attach);
 void dmaprobe_export_close_mmaps(struct dmaprobe_allocation *a);
 void dmaprobe_export_revoke(struct dmaprobe_allocation *a);
 bool dmaprobe_exported(const struct dma_buf *dmabuf);
@@ -383,7 +385,7 @@ void dmaprobe_inode_put(struct inode *inode);
 
 /* mapping.c */
 int dmaprobe_check_reach(const struct dmaprobe_device *dd, phys_addr_t phys,
-			 size_t length, u64 attrs);
+			 size_t length, u32 dir, u64 attrs);
 int dmaprobe_bar_range(const struct dmaprobe_device *dd, u32 bar, u64 offset,
 		       u64 length, phys_addr_t *phys);
 int dmaprobe_reply_segments(struct dmaprobe_ucmd *ucmd, struct scatterlist *sgl,

@@ -207,7 +207,7 @@ static int list_fill(struct dmaprobe_ucmd *ucmd,
 			return PTR_ERR(buf);
 		ret = dmaprobe_buffer_range(buf, entry->offset, entry->length, list->dir, &phys) ?:
 		      check_entry(dd, phys, entry->length) ?:
-		      dmaprobe_check_reach(dd, phys, entry->length, list->obj.attrs) ?:
+		      dmaprobe_check_reach(dd, phys, entry->length, list->dir, list->obj.attrs) ?:
 		      lay_out(dd, &lay, entry, buf, phys, list->dir);
 		if (ret)
 			return ret;
@@ -248,9 +248,8 @@ static int list_add_mapped(struct dmaprobe_ucmd *ucmd, struct dmaprobe_list *lis
 	ret = list_fill(ucmd, list, entries);
 	if (ret)
 		return ret;
-	/* A list that may be bounced is mapped entry by entry. */
-	if (s->dd->direct_max != SIZE_MAX || !dev_is_dma_coherent(dev))
-		list->obj.nr_addresses = cmd->nr_entries;
+	/* The kernel may map, and remember, each by itself. */
+	list->obj.nr_addresses = cmd->nr_entries;
 	ret = dmaprobe_object_add(s, &list->obj, &list_type);
 	if (ret)
 		return ret;

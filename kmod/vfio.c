@@ -91,12 +91,19 @@ static bool vfio_has(const struct dmaprobe_device *dd)
  * Make sure that no DMA that another user has set up is left in the device: it would go on
  * with bus mastering, and could meet this user's mappings.
  */
-static int put_to_rest(struct pci_dev *pdev)
+static int put_to_rest(const struct dmaprobe_device *dd, struct pci_dev *pdev)
 {
-	int ret = pci_try_reset_function(pdev);
+	int ret = -ENODEV;
 
-	if (ret == -EAGAIN)
+	/* Under its lock the device stays ours. */
+	if (!device_trylock(&pdev->dev))
 		return -EBUSY;
+	if (!dd->unplugged) {
+		pci_cfg_access_lock(pdev);
+		ret = pci_reset_function_locked(pdev);
+		pci_cfg_access_unlock(pdev);
+	}
+	device_unlock(&pdev->dev);
 	if (ret && !capable(CAP_SYS_RAWIO))
 		return -EPERM;
 	/* What a reset leaves behind all the same ends without bus mastering. */
@@ -121,12 +128,12 @@ static int enable(struct dmaprobe_session *s)
 		/* This keeps everybody else away while the lock is not held. */
 		dd->resting = true;
 		mutex_unlock(&registers_lock);
-		ret = put_to_rest(pdev);
+		ret = put_to_rest(dd, pdev);
 		pci_dev_put(pdev);
 		mutex_lock(&registers_lock);
 		dd->resting = false;
 		if (ret || dd->unplugged)
-			return ret ?: -ENODEV;
+			return dd->unplugged ? -ENODEV : ret;
 	}
 	if (!dd->enable_users) {
 		ret = pci_enable_device(dd->pdev);

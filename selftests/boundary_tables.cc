@@ -477,5 +477,36 @@ TEST(BoundaryTablesOfAGroup, TranslateAgainstTheOtherFunction) {
     EXPECT_GT(translated.load(), 0u);
 }
 
+// The kernel remembers for all functions of a group that it had no room below a narrow mask,
+// and refuses what is below 4 GiB from then on: 31 mappings of a page kept another user away.
+TEST(BoundaryTablesOfAGroup, NobodyNarrowsTheMaskOfBoth) {
+    const std::string bdf = env("DMAPROBE_BDF");
+    if (bdf.empty())
+        GTEST_SKIP() << "no device: DMAPROBE_BDF is not set";
+    const TwoFunctions pair(bdf);
+    if (!pair.why().empty())
+        GTEST_SKIP() << pair.why();
+    const OpenNode all(pair.first());
+    const Raw two = Raw::open(pair.second());
+
+    ASSERT_TRUE(two);
+    if (!two.translated())
+        GTEST_SKIP() << "no IOMMU translates for the device";
+    as_user(some_user, [&] {
+        constexpr uint32_t both = DMAPROBE_SET_MASK_STREAMING | DMAPROBE_SET_MASK_COHERENT;
+        const Raw one = Raw::open(pair.first());
+
+        ASSERT_TRUE(one);
+        EXPECT_ERRNO(one.set_mask((uint64_t{1} << 17) - 1, both), EPERM);
+        EXPECT_OK(one.set_mask(0xffffffff, both));
+    });
+
+    Buffer b;
+    dmaprobe_map map = {};
+
+    ASSERT_OK(two.alloc(b, page_size()));
+    EXPECT_OK(map_range(two, map, b, page_size()));
+}
+
 } // namespace
 } // namespace selftest

@@ -51,8 +51,8 @@
  *  - ENOMEM: no memory, or a limit was reached: RLIMIT_MEMLOCK for sessions opened without
  *    CAP_IPC_LOCK, the module's session_max_mib for all.
  *  - ENOSPC: the unprivileged sessions of the device hold as many DMA addresses together
- *    as the module's device_max_addresses allows. Each mapping, link, IOVA space,
- *    allocation, pool and block of a pool counts as one.
+ *    as the module's device_max_addresses allows. Each mapping, entry of a list, link,
+ *    IOVA space, allocation, pool and block of a pool counts as one.
  *  - EPERM: a privileged session has widened the limits of the device (see
  *    ``DMAPROBE_SET_MASK`` and ``DMAPROBE_SET_SEGMENTS``), and this one is not privileged. A
  *    session is privileged when it was opened with CAP_SYS_RAWIO.
@@ -312,8 +312,9 @@ enum dmaprobe_set_mask_flags {
  * more, when its last session closes.
  *
  * EPERM without CAP_SYS_RAWIO when @mask has more bits than the module's
- * unprivileged_mask_bits (32). EBUSY while any session of the device holds a DMA address;
- * EIO when the platform cannot serve the mask.
+ * unprivileged_mask_bits (32), or fewer than that when bound and the IOMMU group has other
+ * functions. EBUSY while any session of the device holds a DMA address; EIO when the
+ * platform cannot serve the mask.
  */
 struct dmaprobe_set_mask {
 	__u32 size;
@@ -606,9 +607,9 @@ struct dmaprobe_iova_free {
  * lies behind such a range. EEXIST when it would cover a granule that is linked. ENOMEM
  * when the kernel has no memory for page tables, or no room to bounce what it must bounce.
  * EPERM when part of it would have to be bounced and @attrs forbid that; EOPNOTSUPP when
- * they do and an earlier link of the space was bounced. EACCES when the buffer is read-only
- * and the device could write. Of a BAR: ENXIO when the device has no such memory BAR;
- * EINVAL also when a granule of the range is not the BAR's alone.
+ * they do and a link of the space was bounced, or when memory would be bounced that starts
+ * inside a granule. EACCES when the buffer is read-only and the device could write. Of a BAR:
+ * ENXIO when there is no such memory BAR; EINVAL also when a granule is not the BAR's alone.
  */
 struct dmaprobe_iova_link {
 	__u32 size;
