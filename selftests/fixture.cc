@@ -165,6 +165,14 @@ std::string env(const char* name) {
     return value ? value : "";
 }
 
+uint64_t env_number(const char* name, uint64_t otherwise) {
+    const std::string text = env(name);
+    uint64_t value = otherwise;
+
+    std::from_chars(text.data(), text.data() + text.size(), value);
+    return value;
+}
+
 std::string node_path(const std::string& bdf) {
     return "/dev/dmaprobe/" + bdf;
 }

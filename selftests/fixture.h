@@ -249,6 +249,8 @@ private:
 
 /* An environment variable, or an empty string. */
 std::string env(const char* name);
+/* The number that it begins with, or another one. */
+uint64_t env_number(const char* name, uint64_t otherwise);
 std::string node_path(const std::string& bdf);
 /* Whether the running kernel is of this version or newer. */
 bool kernel_is_at_least(unsigned major, unsigned minor);

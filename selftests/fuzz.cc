@@ -15,7 +15,6 @@
 #include <array>
 #include <atomic>
 #include <cerrno>
-#include <charconv>
 #include <chrono>
 #include <cstring>
 #include <fcntl.h>
@@ -847,14 +846,6 @@ private:
     Counts counts_;
 };
 
-uint64_t number_in(const char* variable, uint64_t otherwise) {
-    const std::string text = env(variable);
-    uint64_t value = otherwise;
-
-    std::from_chars(text.data(), text.data() + text.size(), value);
-    return value;
-}
-
 // The descriptors in use.
 std::set<int> descriptors() {
     std::set<int> all;
@@ -878,8 +869,8 @@ protected:
         if (IsSkipped() || HasFatalFailure())
             return;
         world.bdf = bdf;
-        seed = number_in("DMAPROBE_FUZZ_SEED", std::random_device()());
-        calls = number_in("DMAPROBE_FUZZ_CALLS", 20'000);
+        seed = env_number("DMAPROBE_FUZZ_SEED", std::random_device()());
+        calls = env_number("DMAPROBE_FUZZ_CALLS", 20'000);
         learn_samples();
         ASSERT_OK(s.close());
         // What several sessions may have together the guest must have as well.
