@@ -1,28 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // Parts of the device's own BARs, mapped and linked.
 
+#include "bars.h"
 #include "fixture.h"
 
 #include <array>
 #include <cerrno>
 #include <format>
-#include <fstream>
 
 namespace selftest {
 namespace {
-
-// include/linux/ioport.h
-constexpr uint64_t resource_io = 0x100;
-constexpr uint64_t resource_mem = 0x200;
-
-struct Bar {
-    uint64_t start = 0;
-    uint64_t end = 0;
-    uint64_t flags = 0;
-
-    bool memory() const { return flags & resource_mem && start; }
-    uint64_t size() const { return end - start + 1; }
-};
 
 class Bars : public DeviceTest {
 protected:
@@ -30,10 +17,7 @@ protected:
         DeviceTest::SetUp();
         if (IsSkipped() || HasFatalFailure())
             return;
-        std::ifstream file("/sys/bus/pci/devices/" + bdf + "/resource");
-        for (Bar& one : bars)
-            file >> std::hex >> one.start >> one.end >> one.flags;
-        ASSERT_TRUE(file) << "cannot read the device's resources";
+        bars = bars_of(bdf);
         iommu = s.translated();
         g = s.granule();
         if (s.bounces())
