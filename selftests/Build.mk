@@ -36,6 +36,9 @@ SELFTEST_SRCS := \
 	selftests/pin.cc \
 	selftests/pool.cc \
 	selftests/races.cc \
+	selftests/reach.cc \
+	selftests/reach_calls.cc \
+	selftests/reach_model.cc \
 	selftests/resource.cc \
 	selftests/ring.cc \
 	selftests/run.cc \
