@@ -3,9 +3,10 @@
  * mmaps of allocations.
  *
  * Each mmap() makes a view, which all that fork(), mremap() and munmap() of a part make
- * of its VMA share. It holds the allocation, and leads to the mm, for which revoking
- * has to wait.
+ * of its VMA share. It holds the allocation, and leads to the mm: revoking waits for
+ * mmap()s under way.
  */
+#include <linux/delay.h>
 #include <linux/mm.h>
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
@@ -16,7 +17,8 @@
 struct dmaprobe_view {
 	struct list_head node;		/* under dmaprobe_allocation::lock */
 	struct dmaprobe_allocation *a;
-	struct mm_struct *mm;		/* of the mmap() call */
+	struct mm_struct *mm;		/* of the mmap() call, */
+	unsigned int mm_seq;		/* and its mm_lock_seq then */
 	refcount_t vmas;
 };
 
@@ -26,8 +28,10 @@ static void view_put(struct dmaprobe_view *view)
 
 	if (!refcount_dec_and_test(&view->vmas))
 		return;
-	scoped_guard(spinlock, &a->lock)
+	scoped_guard(spinlock, &a->lock) {
 		list_del(&view->node);
+		a->nr_views--;
+	}
 	mmdrop(view->mm);
 	kfree(view);
 	dmaprobe_object_put(&a->mem.obj);
@@ -81,13 +85,18 @@ int dmaprobe_allocation_mmap(struct dmaprobe_allocation *a,
 		return -ENOMEM;
 	view->a = a;
 	view->mm = vma->vm_mm;
+	view->mm_seq = dmaprobe_mm_seq(view->mm);
 	refcount_set(&view->vmas, 1);
 	scoped_guard(spinlock, &a->lock) {
-		if (a->revoked) {
-			kfree(view);
-			return -ENODEV;
+		ret = a->revoked ? -ENODEV : a->nr_views == DMAPROBE_MAX_USERS ? -ENOMEM : 0;
+		if (!ret) {
+			list_add(&view->node, &a->views);
+			a->nr_views++;
 		}
-		list_add(&view->node, &a->views);
+	}
+	if (ret) {
+		kfree(view);
+		return ret;
 	}
 	/* From here to the end of mmap(), revoking waits: see dmaprobe_wait_for_mmaps(). */
 	mmgrab(view->mm);
@@ -115,33 +124,26 @@ int dmaprobe_allocation_mmap(struct dmaprobe_allocation *a,
  * @a: the allocation; revoked from now on, so that nothing more is mmapped
  *
  * mmap() fills a VMA before it links it into the address space of its file, where
- * zapping looks for it, and holds the write lock of its mm all the time. A view is in
- * the list before its VMA is filled. So whoever gets the lock of a view's mm after
- * the allocation was marked finds the VMA linked, or torn down because mmap()
- * failed. What fork() and mremap() make of a VMA is linked before it is filled, and
- * behind the one it is filled from, in the order in which zapping goes.
+ * zapping looks for it, and holds the write lock of its mm all the time. Letting go of
+ * that changes mm_lock_seq. We do not ask for the lock ourselves: other threads of that
+ * process could keep it from us. What fork() and mremap() make of a VMA is linked before
+ * it is filled, and behind the one it is filled from, in the order in which zapping goes.
  */
 void dmaprobe_wait_for_mmaps(struct dmaprobe_allocation *a)
 {
-	LIST_HEAD(todo);
+	struct dmaprobe_view *view;
 
 	spin_lock(&a->lock);
 	a->revoked = true;
-	list_splice_init(&a->views, &todo);
-	while (!list_empty(&todo)) {
-		struct dmaprobe_view *view = list_first_entry(&todo, struct dmaprobe_view, node);
-		struct mm_struct *mm = view->mm;
-
-		list_move(&view->node, &a->views);
-		mmgrab(mm);
-		spin_unlock(&a->lock);
-
-		mmap_read_lock(mm);
-		mmap_read_unlock(mm);
-		mmdrop(mm);
-		cond_resched();
-
-		spin_lock(&a->lock);
+restart:
+	list_for_each_entry(view, &a->views, node) {
+		if (view->mm_seq == dmaprobe_mm_seq(view->mm) &&
+		    rwsem_is_locked(&view->mm->mmap_lock)) {
+			spin_unlock(&a->lock);
+			fsleep(1000);
+			spin_lock(&a->lock);
+			goto restart;
+		}
 	}
 	spin_unlock(&a->lock);
 }

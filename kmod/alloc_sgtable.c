@@ -5,7 +5,6 @@
 #include <linux/capability.h>
 #include <linux/mm.h>
 #include <linux/scatterlist.h>
-#include <linux/slab.h>
 
 #include "compat.h"
 #include "private.h"
@@ -110,7 +109,7 @@ int dmaprobe_allocation_find_pages(struct dmaprobe_allocation *a, u32 *nr_pieces
 		return 0;
 	}
 	*nr_pieces = p.nr;
-	return ret ?: dmaprobe_memory_index(&a->mem);
+	return ret ?: dmaprobe_memory_index(&a->mem, GFP_KERNEL);
 }
 
 int dmaprobe_op_get_sgtable(struct dmaprobe_ucmd *ucmd)

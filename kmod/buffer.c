@@ -304,7 +304,7 @@ int dmaprobe_buffer_add(struct dmaprobe_ucmd *ucmd, struct dmaprobe_buffer *buf)
 	struct dmaprobe_session *s = ucmd->session;
 	int ret;
 
-	ret = dmaprobe_memory_index(&buf->mem);
+	ret = dmaprobe_memory_index(&buf->mem, GFP_KERNEL_ACCOUNT);
 	if (ret)
 		return ret;
 

@@ -36,6 +36,13 @@ static inline int copy_struct_to_user(void __user *dst, size_t usize,
 }
 #endif
 
+/* Changes whenever a writer lets go of the lock of an mm. A number or a seqcount_t. */
+#ifdef CONFIG_PER_VMA_LOCK
+#define dmaprobe_mm_seq(mm)	smp_load_acquire((unsigned int *)&(mm)->mm_lock_seq)
+#else
+#define dmaprobe_mm_seq(mm)	0U
+#endif
+
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 17, 0)
 #define sort_nonatomic		sort
 #define sort_r_nonatomic	sort_r

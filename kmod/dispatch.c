@@ -56,6 +56,19 @@ static const struct dmaprobe_op dmaprobe_ops[] = {
 #include "ops.h"
 };
 
+/* Read an array beside the struct: kvfree() it. Returns it or an ERR_PTR(). */
+void *dmaprobe_fetch_array(u64 from, size_t nr, size_t size)
+{
+	void *array = kvmalloc_array(nr, size, GFP_KERNEL_ACCOUNT);
+
+	if (!array)
+		return ERR_PTR(-ENOMEM);
+	if (!copy_from_user(array, u64_to_user_ptr(from), nr * size))
+		return array;
+	kvfree(array);
+	return ERR_PTR(-EFAULT);
+}
+
 /*
  * Make room for an array that is written beside the struct.
  *
@@ -116,23 +129,19 @@ fault:
 	return -EFAULT;
 }
 
-static int lock(struct dmaprobe_ucmd *ucmd, const struct dmaprobe_op *op)
+static bool lock(struct rw_semaphore *sem, const struct dmaprobe_op *op, bool nonblock)
 {
-	struct rw_semaphore *sem = &ucmd->session->dd->group->lock;
-
 	if (op->exclusive)
 		down_write(sem);
-	else if (!ucmd->nonblock)
+	else if (nonblock)
+		return down_read_trylock(sem);
+	else
 		down_read(sem);
-	else if (!down_read_trylock(sem))
-		return -EAGAIN;
-	return 0;
+	return true;
 }
 
-static void unlock(struct dmaprobe_ucmd *ucmd, const struct dmaprobe_op *op)
+static void unlock(struct rw_semaphore *sem, const struct dmaprobe_op *op)
 {
-	struct rw_semaphore *sem = &ucmd->session->dd->group->lock;
-
 	if (op->exclusive)
 		up_write(sem);
 	else
@@ -193,10 +202,10 @@ int dmaprobe_dispatch(struct dmaprobe_ucmd *ucmd, unsigned int cmd)
 	if (op->self_locked) {
 		ret = op->handle(ucmd);
 	} else {
-		if (lock(ucmd, op))
+		if (!lock(&ucmd->session->dd->group->lock, op, ucmd->nonblock))
 			return -EAGAIN;
 		ret = ucmd->session->dd->unplugged ? -ENODEV : op->handle(ucmd);
-		unlock(ucmd, op);
+		unlock(&ucmd->session->dd->group->lock, op);
 	}
 	if (op->writeback)
 		ret = reply(ucmd, ret);

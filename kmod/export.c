@@ -40,18 +40,27 @@ static struct dmaprobe_allocation *exported(const struct dma_buf *dmabuf)
 static int export_attach(struct dma_buf *dmabuf, struct dma_buf_attachment *attach)
 {
 	struct dmaprobe_allocation *a = exported(dmabuf);
-	int ret = 0;
 
 	if (attach->importer_ops != &dmaprobe_import_ops)
 		return -EOPNOTSUPP;
-	spin_lock(&a->lock);
-	/* Nobody synchronises for a device that does not see the CPU's caches. */
+	guard(spinlock)(&a->lock);
 	if (a->revoked)
-		ret = -ENODEV;
-	else if (dev_is_dma_coherent(attach->dev) != dev_is_dma_coherent(a->dev))
-		ret = -EOPNOTSUPP;
-	spin_unlock(&a->lock);
-	return ret;
+		return -ENODEV;
+	/* Nobody synchronises for a device that does not see the CPU's caches. */
+	if (dev_is_dma_coherent(attach->dev) != dev_is_dma_coherent(a->dev))
+		return -EOPNOTSUPP;
+	if (a->nr_imports == DMAPROBE_MAX_USERS)
+		return -ENOMEM;
+	a->nr_imports++;
+	return 0;
+}
+
+static void export_detach(struct dma_buf *dmabuf, struct dma_buf_attachment *attach)
+{
+	struct dmaprobe_allocation *a = exported(dmabuf);
+
+	guard(spinlock)(&a->lock);
+	a->nr_imports--;
 }
 
 /* The memory never moves; when it goes, pins do not count. */
@@ -182,6 +191,7 @@ static void export_release(struct dma_buf *dmabuf)
 
 static const struct dma_buf_ops export_ops = {
 	.attach = export_attach,
+	.detach = export_detach,
 	.pin = export_pin,
 	.unpin = export_unpin,
 	.map_dma_buf = export_map,

@@ -69,10 +69,8 @@ static u32 domain_type(const struct iommu_domain *domain)
 	}
 }
 
-/* The kernel's types of reserved regions, as they are in the ABI. */
-static_assert(DMAPROBE_RESV_DIRECT == (int)IOMMU_RESV_DIRECT);
+/* The ABI counts the types of reserved regions as the kernel does. */
 static_assert(DMAPROBE_RESV_DIRECT_RELAXABLE == (int)IOMMU_RESV_DIRECT_RELAXABLE);
-static_assert(DMAPROBE_RESV_RESERVED == (int)IOMMU_RESV_RESERVED);
 static_assert(DMAPROBE_RESV_MSI == (int)IOMMU_RESV_MSI);
 static_assert(DMAPROBE_RESV_SW_MSI == (int)IOMMU_RESV_SW_MSI);
 

@@ -76,7 +76,7 @@ static int cmp_index(const void *a, const void *b, const void *priv)
 }
 
 /* Prepare lookup by physical address. Returns 0, or -ENOMEM. */
-int dmaprobe_memory_index(struct dmaprobe_memory *mem)
+int dmaprobe_memory_index(struct dmaprobe_memory *mem, gfp_t gfp)
 {
 	unsigned long i;
 
@@ -86,7 +86,7 @@ int dmaprobe_memory_index(struct dmaprobe_memory *mem)
 	if (i >= mem->nr_pages)
 		return 0;
 
-	mem->by_pfn = kvmalloc_array(mem->nr_pages, sizeof(*mem->by_pfn), GFP_KERNEL);
+	mem->by_pfn = kvmalloc_array(mem->nr_pages, sizeof(*mem->by_pfn), gfp);
 	if (!mem->by_pfn)
 		return -ENOMEM;
 	for (i = 0; i < mem->nr_pages; i++)

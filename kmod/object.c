@@ -70,7 +70,9 @@ int dmaprobe_object_add(struct dmaprobe_session *s, struct dmaprobe_object *obj,
 	ret = obj->nr_addresses ? dmaprobe_address_get(s, obj->nr_addresses) : 0;
 	if (ret)
 		return ret;
-	ret = xa_alloc(&s->objects, &obj->id, obj, XA_LIMIT(1, INT_MAX), GFP_KERNEL_ACCOUNT);
+	/* As for what the object holds already, nobody is killed to make room. */
+	ret = xa_alloc(&s->objects, &obj->id, obj, XA_LIMIT(1, INT_MAX),
+		       GFP_KERNEL_ACCOUNT | __GFP_NOWARN | __GFP_RETRY_MAYFAIL);
 	if (ret)
 		dmaprobe_address_put(s, obj->nr_addresses);
 	return ret == -EBUSY ? -ENOMEM : ret;

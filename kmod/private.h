@@ -15,14 +15,13 @@
  *	      dmaprobe_iova::lock	one IOVA space
  *	        xa_lock of dmaprobe_session::objects
  *	      dmaprobe_pool::lock	how much of a pool is in use
- *	      mmap_lock			revoking an allocation
  *	      dmaprobe_allocation::exports_lock	its dma-bufs
  *	        dma_buf::resv		one dma-buf: who maps it, revoking it
  *	          dmaprobe_group::walk	see there
  *	          dmaprobe_allocation::lock	who mmaps or exports an allocation
  *
  * mmap() and the VMAs it makes run under mmap_lock, so they must not take
- * dmaprobe_group::lock. What other devices' users do to a dma-buf runs under the
+ * dmaprobe_group::lock, nor may anybody wait for mmap_lock, which a program can keep. What other devices' users do to a dma-buf runs under the
  * lock of its reservation object; that takes none of the locks above it either.
  *
  * No fault of the caller's memory is taken under any of these: a fault handler in
@@ -273,7 +272,6 @@ struct dmaprobe_memory {
 	u64 length;
 	u32 first_offset;
 };
-
 static_assert(offsetof(struct dmaprobe_memory, obj) == 0);
 
 static inline struct dmaprobe_memory *
@@ -285,7 +283,7 @@ dmaprobe_obj_memory(struct dmaprobe_object *obj)
 int dmaprobe_charge(struct dmaprobe_session *s, unsigned long nr);
 void dmaprobe_uncharge(struct dmaprobe_session *s, unsigned long nr);
 
-int dmaprobe_memory_index(struct dmaprobe_memory *mem);
+int dmaprobe_memory_index(struct dmaprobe_memory *mem, gfp_t gfp);
 void dmaprobe_memory_free(struct dmaprobe_memory *mem);
 bool dmaprobe_memory_find(const struct dmaprobe_memory *mem, phys_addr_t phys,
 			  u64 expected, u64 *offset, u64 *length);
@@ -340,6 +338,10 @@ void dmaprobe_buffer_free(struct dmaprobe_session *s, struct dmaprobe_buffer *bu
 void dmaprobe_unpin(struct dmaprobe_session *s, struct dmaprobe_buffer *buf);
 
 /* alloc.c */
+
+/* How many imports, and how many mmap()s, revoking an allocation has to undo. */
+#define DMAPROBE_MAX_USERS	1024
+
 struct dmaprobe_allocation {
 	struct dmaprobe_memory mem;
 
@@ -352,8 +354,10 @@ struct dmaprobe_allocation {
 	u8 kind;
 	u8 dir;
 
-	spinlock_t lock;	/* these two */
+	spinlock_t lock;	/* these */
 	bool revoked;		/* the memory is gone, or about to go */
+	unsigned int nr_views;
+	unsigned int nr_imports;
 	struct list_head views;
 
 	struct mutex exports_lock;	/* outside of the reservation locks */
@@ -411,6 +415,7 @@ void dmaprobe_vfio_unregister(void);
 
 /* dispatch.c, uring.c */
 int dmaprobe_dispatch(struct dmaprobe_ucmd *ucmd, unsigned int cmd);
+void *dmaprobe_fetch_array(u64 from, size_t nr, size_t size);
 int dmaprobe_reply_array(struct dmaprobe_ucmd *ucmd, u64 to, size_t nr, size_t size);
 long dmaprobe_ioctl(struct file *file, unsigned int cmd, unsigned long arg);
 int dmaprobe_uring_cmd(struct io_uring_cmd *ioucmd, unsigned int issue_flags);

@@ -2,7 +2,6 @@
 /*
  * DMAPROBE_RUN: many calls in one.
  */
-#include <linux/slab.h>
 #include <linux/uaccess.h>
 
 #include "private.h"
@@ -24,7 +23,7 @@ int dmaprobe_op_run(struct dmaprobe_ucmd *ucmd)
 	if (put_user(0, &((struct dmaprobe_run __user *)ucmd->ubuffer)->done))
 		return -EFAULT;
 	struct dmaprobe_run_op *ops __free(kvfree) =
-		vmemdup_array_user(uops, cmd->nr_ops, sizeof(*ops));
+		dmaprobe_fetch_array(cmd->ops, cmd->nr_ops, sizeof(*ops));
 	if (IS_ERR(ops))
 		return PTR_ERR(ops);
 

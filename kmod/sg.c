@@ -9,7 +9,6 @@
 #include <linux/scatterlist.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
-#include <linux/uaccess.h>
 
 #include "compat.h"
 #include "private.h"
@@ -26,7 +25,6 @@ struct dmaprobe_list {
 	u8 kind;
 	u8 dir;
 };
-
 static_assert(offsetof(struct dmaprobe_list, obj) == 0);
 
 static int list_map(struct device *dev, struct dmaprobe_list *list)
@@ -278,14 +276,9 @@ int dmaprobe_op_map_sg(struct dmaprobe_ucmd *ucmd)
 
 	if (!cmd->nr_entries || cmd->nr_entries > DMAPROBE_MAP_SG_MAX)
 		return -EINVAL;
-	entries = vmemdup_array_user(u64_to_user_ptr(cmd->entries), cmd->nr_entries,
-				     sizeof(*entries));
-	if (IS_ERR(entries))
-		return PTR_ERR(entries);
-	ret = -ENOMEM;
 	list = kzalloc_obj(*list, GFP_KERNEL_ACCOUNT);
 	if (!list)
-		goto out_entries;
+		return -ENOMEM;
 	list->kind = cmd->kind;
 	list->dir = cmd->dir;
 	list->obj.attrs = cmd->attrs;
@@ -295,20 +288,22 @@ int dmaprobe_op_map_sg(struct dmaprobe_ucmd *ucmd)
 	ret = dmaprobe_charge(s, list->charged);
 	if (ret)
 		goto err_free;
-	/* A memory cgroup may put us to sleep for it, so not under the lock. */
-	ret = sg_alloc_table(&list->sgt, cmd->nr_entries, GFP_KERNEL_ACCOUNT);
+	/* A memory cgroup may put us to sleep for both, so not under the lock. */
+	entries = dmaprobe_fetch_array(cmd->entries, cmd->nr_entries, sizeof(*entries));
+	ret = PTR_ERR_OR_ZERO(entries) ?:
+	      sg_alloc_table(&list->sgt, cmd->nr_entries, GFP_KERNEL_ACCOUNT);
 	if (!ret) {
 		down_read(&s->dd->group->lock);
 		ret = s->dd->unplugged ? -ENODEV : list_add_mapped(ucmd, list, entries);
 		up_read(&s->dd->group->lock);
 	}
+	if (!IS_ERR(entries))
+		kvfree(entries);
 	if (!ret)
-		goto out_entries;
+		return 0;
 
 	list_clear(list);
 err_free:
 	kfree_rcu(list, obj.rcu);
-out_entries:
-	kvfree(entries);
 	return ret;
 }

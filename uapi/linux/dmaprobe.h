@@ -192,7 +192,7 @@ enum dmaprobe_device_props {
  * @segment_boundary_mask: out: dma_get_seg_boundary()
  * @min_align_mask: out: dma_get_min_align_mask()
  * @cache_alignment: out: dma_get_cache_alignment()
- * @__reserved: out: 0
+ * @__reserved: must be 0
  *
  * Get what the DMA API says to a driver about this device.
  */
