@@ -403,11 +403,15 @@ TEST_F(BoundaryCharge, PinsOfOnePage) {
         mmap(nullptr, views * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     ASSERT_NE(at, MAP_FAILED);
     const Memory memory(at, views * page);
-    for (size_t i = 0; i < views; i++)
+    for (size_t i = 0; i < views; i++) {
+        if (steady_clock::now() >= end)
+            GTEST_SKIP() << std::format("this machine maps a page {} times in 20 s, not {}", i,
+                                        views);
         ASSERT_NE(mmap(memory.data() + i * page, page, PROT_READ | PROT_WRITE,
                        MAP_SHARED | MAP_FIXED | MAP_POPULATE, file.get(), 0),
                   MAP_FAILED)
             << i;
+    }
     while (!err && pins < most + 2 * views) {
         Buffer b;
 
