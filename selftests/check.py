@@ -168,8 +168,6 @@ def in_guest(suite: "Suite") -> Report:
     script.append("all=0")
     for transport in suite.transports:
         chosen = suite.only or TRANSPORTS[transport]
-        if not suite.boundary:
-            chosen += (":" if "-" in chosen else "-") + "*Boundary*"
         script.append(f"echo '# check: transport {transport}'; "
                       f"DMAPROBE_TRANSPORT={transport} {suite.environment} dmaprobe-selftest "
                       f"--gtest_filter='{chosen}'; "
@@ -530,7 +528,6 @@ class Suite:
     only: str = ""  # a filter of GoogleTest
     deadline: int = 1500  # of the guest, in seconds
     environment: str = ""  # of the selftests, as sh takes it
-    boundary: bool = False  # whether the tests of the boundary are among them
     coverage: Path | None = None  # where to keep which lines of the module ran
 
 
@@ -553,8 +550,7 @@ SUITES = {
                   coverage=COVERAGE / "fuzz.json"),
     "matrix": Suite(matrix, [], [GUEST, ARM64], longer=True, deadline=4000),
     "arm64": Suite(in_guest, ["--arch", "arm64"], [ARM64_TESTS], longer=True),
-    # The tests of the boundary were seen on this one only.
-    "stock": Suite(in_guest, ["--kernel", "stock"], [GUEST], boundary=True),
+    "stock": Suite(in_guest, ["--kernel", "stock"], [GUEST]),
     "stable": Suite(in_guest, ["--kernel", "stable"], [GUEST]),
     "vfio": Suite(in_guest, ["--kernel", "vfio"], [GUEST]),
     # A cross-section of the matrix.
@@ -581,7 +577,8 @@ SUITES = {
                      only=TESTDEV),
     "swiotlb": Suite(in_guest, ["--kernel", "stock", "--domain", "identity",
                                 "--append", "swiotlb=force"], [GUEST], longer=True,
-                     only="*Sg*:Segment*:*Attributes*:*Mapping*:Bars*:Resource*-*Engine*"),
+                     only="*Sg*:Segment*:*Attributes*:*Mapping*:Bars*:Resource*:BoundaryLog*"
+                          "-*Engine*"),
     "planted": Suite(planted, ["--kernel", "debug"], [GUEST], longer=True),
     "cost": Suite(costs, ["--kernel", "stock", "--memory", "1024"], [GUEST], longer=True,
                   only="Cost.*:ManyMappings.*"),
