@@ -26,7 +26,7 @@
 
 static struct dmaprobe_buffer *obj_buffer(struct dmaprobe_object *obj)
 {
-	return container_of(dmaprobe_obj_memory(obj), struct dmaprobe_buffer, mem);
+	return container_of(obj, struct dmaprobe_buffer, mem.obj);
 }
 
 static_assert(offsetof(struct dmaprobe_buffer, mem) == 0);

@@ -36,8 +36,8 @@ static inline int copy_struct_to_user(void __user *dst, size_t usize,
 }
 #endif
 
-/* Changes whenever a writer lets go of the lock of an mm. A number or a seqcount_t. */
 #ifdef CONFIG_PER_VMA_LOCK
+/* Changes whenever a writer lets go of the lock of an mm. A number or a seqcount_t. */
 #define dmaprobe_mm_seq(mm)	smp_load_acquire((unsigned int *)&(mm)->mm_lock_seq)
 #else
 #define dmaprobe_mm_seq(mm)	0U

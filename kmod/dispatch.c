@@ -131,10 +131,10 @@ fault:
 
 static bool lock(struct rw_semaphore *sem, const struct dmaprobe_op *op, bool nonblock)
 {
+	if (nonblock && !op->exclusive)
+		return down_read_trylock(sem);
 	if (op->exclusive)
 		down_write(sem);
-	else if (nonblock)
-		return down_read_trylock(sem);
 	else
 		down_read(sem);
 	return true;

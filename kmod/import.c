@@ -23,6 +23,7 @@ struct dmaprobe_import {
 	struct sg_table *sgt;	/* NULL: taken away; under the reservation lock */
 	u8 dir;
 };
+
 static_assert(offsetof(struct dmaprobe_import, obj) == 0);
 
 static void import_unmap(struct dmaprobe_import *imp)

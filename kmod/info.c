@@ -70,7 +70,6 @@ static u32 domain_type(const struct iommu_domain *domain)
 }
 
 /* The ABI counts the types of reserved regions as the kernel does. */
-static_assert(DMAPROBE_RESV_DIRECT_RELAXABLE == (int)IOMMU_RESV_DIRECT_RELAXABLE);
 static_assert(DMAPROBE_RESV_MSI == (int)IOMMU_RESV_MSI);
 static_assert(DMAPROBE_RESV_SW_MSI == (int)IOMMU_RESV_SW_MSI);
 

@@ -24,6 +24,7 @@ struct dmaprobe_iova {
 	u64 linked;
 	bool revoked;			/* the state was freed or destroyed */
 };
+
 static_assert(offsetof(struct dmaprobe_iova, obj) == 0);
 
 /* One dma_iova_link() that stands. It covers whole granules, first to last. */

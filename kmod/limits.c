@@ -117,23 +117,20 @@ static bool holds_addresses(const struct dmaprobe_device *dd)
 	return atomic_read(&dd->nr_addresses[false]) || atomic_read(&dd->nr_addresses[true]);
 }
 
-static int count_function(struct device *dev, void *nr)
+static int is_other_function(struct device *dev, void *self)
 {
-	if (dev_is_pci(dev) && to_pci_dev(dev)->hdr_type == PCI_HEADER_TYPE_NORMAL)
-		++*(unsigned int *)nr;
-	return 0;
+	return dev != self && dev_is_pci(dev) &&
+	       to_pci_dev(dev)->hdr_type == PCI_HEADER_TYPE_NORMAL;
 }
 
 /* Whether other functions share the IOVA allocator, to which our mask matters as well. */
 static bool is_in_company(struct device *dev)
 {
 	struct iommu_group *group = iommu_group_get(dev);
-	unsigned int nr = 0;
+	bool ret = group && iommu_group_for_each_dev(group, dev, is_other_function);
 
-	if (group)
-		iommu_group_for_each_dev(group, &nr, count_function);
 	iommu_group_put(group);
-	return nr > 1;
+	return ret;
 }
 
 int dmaprobe_op_set_mask(struct dmaprobe_ucmd *ucmd)

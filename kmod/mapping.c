@@ -28,6 +28,7 @@ struct dmaprobe_mapping {
 	u8 kind;
 	u8 dir;
 };
+
 static_assert(offsetof(struct dmaprobe_mapping, obj) == 0);
 
 static dma_addr_t map(struct device *dev, const struct dmaprobe_mapping *m, phys_addr_t phys)

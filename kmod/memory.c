@@ -189,7 +189,7 @@ struct dmaprobe_memory *dmaprobe_memory_get(struct dmaprobe_ucmd *ucmd, u32 id)
 	obj = xa_load(&ucmd->session->objects, id);
 	if (!obj || !obj->type->has_pages || !refcount_inc_not_zero(&obj->refs))
 		return ERR_PTR(-ENOENT);
-	return dmaprobe_obj_memory(obj);
+	return container_of(obj, struct dmaprobe_memory, obj);
 }
 
 /* What to give to mmap() for an object: the offset of its first page. */

@@ -36,6 +36,7 @@ struct dmaprobe_block {
 	void *cpu;
 	dma_addr_t addr;
 };
+
 static_assert(offsetof(struct dmaprobe_pool, obj) == 0);
 static_assert(offsetof(struct dmaprobe_block, obj) == 0);
 

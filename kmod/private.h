@@ -21,8 +21,9 @@
  *	          dmaprobe_allocation::lock	who mmaps or exports an allocation
  *
  * mmap() and the VMAs it makes run under mmap_lock, so they must not take
- * dmaprobe_group::lock, nor may anybody wait for mmap_lock, which a program can keep. What other devices' users do to a dma-buf runs under the
- * lock of its reservation object; that takes none of the locks above it either.
+ * dmaprobe_group::lock, nor may anybody wait for mmap_lock, which a program can keep.
+ * What other devices' users do to a dma-buf runs under the lock of its reservation
+ * object; that takes none of the locks above it either.
  *
  * No fault of the caller's memory is taken under any of these: a fault handler in
  * user space could stall unplug indefinitely.
@@ -272,13 +273,8 @@ struct dmaprobe_memory {
 	u64 length;
 	u32 first_offset;
 };
-static_assert(offsetof(struct dmaprobe_memory, obj) == 0);
 
-static inline struct dmaprobe_memory *
-dmaprobe_obj_memory(struct dmaprobe_object *obj)
-{
-	return container_of(obj, struct dmaprobe_memory, obj);
-}
+static_assert(offsetof(struct dmaprobe_memory, obj) == 0);
 
 int dmaprobe_charge(struct dmaprobe_session *s, unsigned long nr);
 void dmaprobe_uncharge(struct dmaprobe_session *s, unsigned long nr);

@@ -60,7 +60,6 @@ err_unlock:
 	mutex_unlock(&dd->lock);
 	dmaprobe_inode_put(s->inode);
 err_free:
-	mutex_destroy(&s->teardown);
 	kfree(s);
 	return ret;
 }

@@ -25,6 +25,7 @@ struct dmaprobe_list {
 	u8 kind;
 	u8 dir;
 };
+
 static_assert(offsetof(struct dmaprobe_list, obj) == 0);
 
 static int list_map(struct device *dev, struct dmaprobe_list *list)

@@ -18,9 +18,6 @@
 /* Granules whose translations are read at a time, with everything else excluded. */
 #define WALK_BATCH	128
 
-/* Extents that are found before they are written. */
-#define EXTENT_BATCH	8
-
 struct dmaprobe_walk {
 	struct dmaprobe_ucmd *ucmd;
 	u64 end;
@@ -34,8 +31,6 @@ struct dmaprobe_walk {
 	/* Where the last granule was found: the next is likely to follow it. */
 	struct dmaprobe_memory *mem;
 	u64 expected;		/* offset in it */
-
-	struct dmaprobe_extent extents[EXTENT_BATCH];
 };
 
 /* Another driver's function changes the page tables as well, and does not ask us. */
@@ -220,29 +215,23 @@ static int translate(struct dmaprobe_walk *w)
 {
 	struct dmaprobe_translate *cmd = w->ucmd->cmd;
 	struct dmaprobe_extent __user *out = u64_to_user_ptr(cmd->extents);
-	u32 flags = cmd->flags, room = cmd->nr_extents, n = 0;
-	struct dmaprobe_extent next;
+	u32 flags = cmd->flags, room = cmd->nr_extents;
+	struct dmaprobe_extent ext, next;
 	u64 iova = cmd->iova;
 	int ret;
 
 	cmd->nr_extents = 0;
 	ret = describe(w, iova, &next);
 	while (!ret && iova < w->end && cmd->nr_extents < room) {
-		struct dmaprobe_extent *ext = &w->extents[n++];
-
-		ret = find_extent(w, ext, &next, flags);
+		ret = find_extent(w, &ext, &next, flags);
 		if (ret)
 			break;
-		iova = ext->iova + ext->length;
+		iova = ext.iova + ext.length;
 		if (!(flags & DMAPROBE_TRANSLATE_PHYS))
-			ext->phys = 0;
-		cmd->nr_extents++;
-		if (n < EXTENT_BATCH && iova < w->end && cmd->nr_extents < room)
-			continue;
-		if (copy_to_user(out, w->extents, n * sizeof(*out)))
+			ext.phys = 0;
+		if (copy_to_user(out++, &ext, sizeof(ext)))
 			return -EFAULT;
-		out += n;
-		n = 0;
+		cmd->nr_extents++;
 	}
 	cmd->translated = iova - cmd->iova;
 	return ret;

@@ -14,10 +14,9 @@ static bool sqe_is_plain(const struct io_uring_cmd *ioucmd, unsigned int issue_f
 
 	if (ioucmd->flags & IORING_URING_CMD_MASK)
 		return false;
-	if (READ_ONCE(sqe->ioprio) || READ_ONCE(sqe->__pad1) ||
-	    READ_ONCE(sqe->len) || READ_ONCE(sqe->buf_index) ||
-	    READ_ONCE(sqe->file_index) || READ_ONCE(sqe->addr3) ||
-	    READ_ONCE(sqe->__pad2[0]))
+	if (READ_ONCE(sqe->ioprio) || READ_ONCE(sqe->__pad1) || READ_ONCE(sqe->len) ||
+	    READ_ONCE(sqe->buf_index) || READ_ONCE(sqe->file_index) ||
+	    READ_ONCE(sqe->addr3) || READ_ONCE(sqe->__pad2[0]))
 		return false;
 	/* The second half of a large SQE is the command's. */
 	return !(issue_flags & IO_URING_F_SQE128) ||
