@@ -580,6 +580,25 @@ TEST_F(BoundaryHuge, NoMoreThanTheLimitByPins) {
         GTEST_SKIP() << "there are no huge pages to be had";
 }
 
+// Reading the entries can stall, in a fault, for as long as the caller likes.
+TEST_F(BoundaryCharge, ListsBeforeTheyAreRead) {
+    const LockedMemory limit(mib);
+    const OpenNode node(bdf);
+
+    as_user(some_user, [&] {
+        const Raw mine = Raw::open(bdf);
+        dmaprobe_map_sg list = {};
+
+        ASSERT_TRUE(mine);
+        list.kind = DMAPROBE_MAP_SG_LIST;
+        list.nr_entries = 1;
+        list.entries = 8;
+        EXPECT_ERRNO(mine(list), EFAULT);
+        list.nr_entries = DMAPROBE_MAP_SG_MAX;
+        EXPECT_ERRNO(mine(list), ENOMEM);
+    });
+}
+
 // --- addresses ---------------------------------------------------------------------
 
 class BoundaryAddresses : public BoundaryCharge {

@@ -735,5 +735,79 @@ TEST_P(BoundaryTimeOfKill, EndsTheCall) {
 INSTANTIATE_TEST_SUITE_P(All, BoundaryTimeOfKill, testing::ValuesIn(repeated_calls),
                          [](const auto& call) { return call.param.name; });
 
+// --- mmaps --------------------------------------------------------------------------
+
+class BoundaryTimeOfMmaps : public Unbinding<DeviceTest> {
+protected:
+    static constexpr AllocWay way = {.name = "coherent", .kind = DMAPROBE_ALLOC_COHERENT};
+    static constexpr unsigned most = 1024;
+};
+
+TEST_F(BoundaryTimeOfMmaps, AnAllocationHasSoMany) {
+    std::vector<Memory> views;
+    Allocation a;
+
+    ASSERT_OK(allocate(s, a, way, page_size()));
+    for (unsigned i = 0; i < most; i++) {
+        views.push_back(map_allocation(s, a));
+        ASSERT_TRUE(views.back()) << i << ": " << strerror(errno);
+    }
+    EXPECT_FALSE(map_allocation(s, a));
+    EXPECT_EQ(errno, ENOMEM);
+    views.pop_back();
+    EXPECT_TRUE(map_allocation(s, a)) << strerror(errno);
+}
+
+// Keeps the lock of its mm: mprotect() of a gigabyte takes long.
+[[noreturn]] void keep_mmap_lock(const Raw& session, const AllocWay& way, unsigned views,
+                                 const Fd& ready) {
+    constexpr size_t length = size_t{1} << 30;
+    char* zeroes = static_cast<char*>(mmap(nullptr, length, PROT_READ,
+                                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    std::vector<Memory> keep;
+    Allocation a;
+
+    if (zeroes == MAP_FAILED || allocate(session, a, way, page_size()))
+        _exit(1);
+    for (unsigned i = 0; i < views; i++)
+        keep.push_back(map_allocation(session, a));
+    madvise(zeroes, length, MADV_NOHUGEPAGE);
+    madvise(zeroes, length, MADV_POPULATE_READ);
+    for (int i = 0; i < 4; i++)
+        std::thread([&] {
+            for (;;) {
+                mprotect(zeroes, length, PROT_READ | PROT_WRITE);
+                mprotect(zeroes, length, PROT_READ);
+            }
+        }).detach();
+    if (!keep.back() || write(ready.get(), "r", 1) != 1)
+        _exit(1);
+    for (;;)
+        pause();
+}
+
+TEST_F(BoundaryTimeOfMmaps, UnbindWaitsForNoMmapLock) {
+    char letter = 0;
+    int status = 0;
+    int pipe_[2];
+
+    ASSERT_EQ(pipe2(pipe_, O_CLOEXEC), 0);
+    const Fd from(pipe_[0]);
+    Fd to(pipe_[1]);
+    const pid_t child = fork();
+    ASSERT_GE(child, 0);
+    if (child == 0)
+        keep_mmap_lock(s, way, most, to);
+    to = Fd();
+    EXPECT_EQ(read(from.get(), &letter, 1), 1) << "the child has not come so far";
+    const milliseconds took = time_of([&] { EXPECT_OK(unbind_driver(bdf)); });
+    kill(child, SIGKILL);
+    EXPECT_TRUE(wait_for_child(child, seconds(60), status));
+    EXPECT_TRUE(WIFSIGNALED(status)) << "it had ended by itself";
+    RecordProperty("unbind_ms", static_cast<int>(took.count()));
+    EXPECT_LT(took, at_once);
+    come_back();
+}
+
 } // namespace
 } // namespace selftest

@@ -256,6 +256,25 @@ TEST_F(DmaBuf, ReadOnlyDescriptor) {
     EXPECT_ERRNO(import_dmabuf(s, fd.get(), imported, DMAPROBE_DIR_TO_DEVICE), to_device);
 }
 
+// Revoking an allocation takes it away from all who import it, so these are not too many.
+TEST_F(DmaBuf, SoManyImports) {
+    Allocation a;
+    Import imported;
+    Fd fd;
+
+    ASSERT_OK(allocate(s, a, {.name = "coherent", .kind = DMAPROBE_ALLOC_COHERENT}, page_size()));
+    ASSERT_OK(export_dmabuf(s, a, fd));
+    const int first = import_dmabuf(s, fd.get(), imported);
+    if (first == EIO)
+        GTEST_SKIP() << "the device does not reach the memory by itself";
+    ASSERT_OK(first);
+    for (int i = 1; i < 1024; i++)
+        ASSERT_OK(import_dmabuf(s, fd.get(), imported)) << i;
+    EXPECT_ERRNO(import_dmabuf(s, fd.get(), imported), ENOMEM);
+    ASSERT_OK(s.unmap(imported.id));
+    EXPECT_OK(import_dmabuf(s, fd.get(), imported));
+}
+
 // An exporter makes what pieces it likes.
 TEST_F(DmaBuf, LongerThanASegment) {
     const uint64_t page = page_size();
