@@ -758,10 +758,10 @@ TEST_F(BoundaryTimeOfMmaps, AnAllocationHasSoMany) {
     EXPECT_TRUE(map_allocation(s, a)) << strerror(errno);
 }
 
-// Keeps the lock of its mm: mprotect() of a gigabyte takes long.
+// Keeps the lock of its mm: mprotect() of gigabytes takes long.
 [[noreturn]] void keep_mmap_lock(const Raw& session, const AllocWay& way, unsigned views,
                                  const Fd& ready) {
-    constexpr size_t length = size_t{1} << 30;
+    constexpr size_t length = 4 * gib;
     char* zeroes = static_cast<char*>(mmap(nullptr, length, PROT_READ,
                                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     std::vector<Memory> keep;
@@ -773,7 +773,7 @@ TEST_F(BoundaryTimeOfMmaps, AnAllocationHasSoMany) {
         keep.push_back(map_allocation(session, a));
     madvise(zeroes, length, MADV_NOHUGEPAGE);
     madvise(zeroes, length, MADV_POPULATE_READ);
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < 8; i++)
         std::thread([&] {
             for (;;) {
                 mprotect(zeroes, length, PROT_READ | PROT_WRITE);
