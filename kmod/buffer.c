@@ -304,7 +304,7 @@ int dmaprobe_buffer_add(struct dmaprobe_ucmd *ucmd, struct dmaprobe_buffer *buf)
 	struct dmaprobe_session *s = ucmd->session;
 	int ret;
 
-	ret = dmaprobe_memory_index(&buf->mem, GFP_KERNEL_ACCOUNT);
+	ret = dmaprobe_memory_index(&buf->mem, BUFFER_GFP);
 	if (ret)
 		return ret;
 

@@ -359,7 +359,8 @@ std::string illegal(const dmaprobe_translate& op, std::span<const dmaprobe_exten
             return std::format("kind {} with id {}", e.kind, e.buffer_id);
         if (e.kind == DMAPROBE_EXTENT_BUFFER && (!own || (only && e.buffer_id != only)))
             return std::format("leads to {}", e.buffer_id);
-        if (e.kind == DMAPROBE_EXTENT_FOREIGN && own && only)
+        // Without dma_iova_*(), the module has memory of its own mapped.
+        if (e.kind == DMAPROBE_EXTENT_FOREIGN && own && only && kernel_is_at_least(6, 16))
             return "leads to foreign memory";
         if (physical != !!e.phys)
             return std::format("physical address {:#x}", e.phys);
