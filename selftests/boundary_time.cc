@@ -762,8 +762,8 @@ TEST_F(BoundaryTimeOfMmaps, AnAllocationHasSoMany) {
 [[noreturn]] void keep_mmap_lock(const Raw& session, const AllocWay& way, unsigned views,
                                  const Fd& ready) {
     constexpr size_t length = 4 * gib;
-    char* zeroes = static_cast<char*>(mmap(nullptr, length, PROT_READ,
-                                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    char* zeroes = static_cast<char*>(
+        mmap(nullptr, length, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     std::vector<Memory> keep;
     Allocation a;
 
