@@ -748,6 +748,7 @@ TEST_F(BoundaryTimeOfMmaps, AnAllocationHasSoMany) {
     Allocation a;
 
     ASSERT_OK(allocate(s, a, way, page_size()));
+    views.reserve(most);
     for (unsigned i = 0; i < most; i++) {
         views.push_back(map_allocation(s, a));
         ASSERT_TRUE(views.back()) << i << ": " << strerror(errno);
@@ -769,6 +770,7 @@ TEST_F(BoundaryTimeOfMmaps, AnAllocationHasSoMany) {
 
     if (zeroes == MAP_FAILED || allocate(session, a, way, page_size()))
         _exit(1);
+    keep.reserve(views);
     for (unsigned i = 0; i < views; i++)
         keep.push_back(map_allocation(session, a));
     madvise(zeroes, length, MADV_NOHUGEPAGE);
