@@ -40,27 +40,27 @@ static struct dmaprobe_allocation *exported(const struct dma_buf *dmabuf)
 static int export_attach(struct dma_buf *dmabuf, struct dma_buf_attachment *attach)
 {
 	struct dmaprobe_allocation *a = exported(dmabuf);
+	int ret;
 
 	if (attach->importer_ops != &dmaprobe_import_ops)
 		return -EOPNOTSUPP;
-	guard(spinlock)(&a->lock);
-	if (a->revoked)
-		return -ENODEV;
+	spin_lock(&a->lock);
 	/* Nobody synchronises for a device that does not see the CPU's caches. */
-	if (dev_is_dma_coherent(attach->dev) != dev_is_dma_coherent(a->dev))
-		return -EOPNOTSUPP;
-	if (a->nr_imports == DMAPROBE_MAX_USERS)
-		return -ENOMEM;
-	a->nr_imports++;
-	return 0;
+	ret = a->revoked ? -ENODEV :
+	      dev_is_dma_coherent(attach->dev) != dev_is_dma_coherent(a->dev) ? -EOPNOTSUPP :
+	      a->nr_imports == DMAPROBE_MAX_USERS ? -ENOMEM : 0;
+	a->nr_imports += !ret;
+	spin_unlock(&a->lock);
+	return ret;
 }
 
 static void export_detach(struct dma_buf *dmabuf, struct dma_buf_attachment *attach)
 {
 	struct dmaprobe_allocation *a = exported(dmabuf);
 
-	guard(spinlock)(&a->lock);
+	spin_lock(&a->lock);
 	a->nr_imports--;
+	spin_unlock(&a->lock);
 }
 
 /* The memory never moves; when it goes, pins do not count. */
