@@ -17,6 +17,7 @@
 #include <format>
 #include <list>
 #include <mutex>
+#include <optional>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <thread>
@@ -441,18 +442,31 @@ TEST_P(BoundaryTables, TranslateAgainst) {
 INSTANTIATE_TEST_SUITE_P(All, BoundaryTables, testing::ValuesIn(changers),
                          [](const auto& changer) { return changer.param.name; });
 
-// The same tables through another device: both functions of a slot are in one group.
-TEST(BoundaryTablesOfAGroup, TranslateAgainstTheOtherFunction) {
-    const std::string bdf = env("DMAPROBE_BDF");
-    if (bdf.empty())
-        GTEST_SKIP() << "no device: DMAPROBE_BDF is not set";
-    const TwoFunctions pair(bdf);
-    if (!pair.why().empty())
-        GTEST_SKIP() << pair.why();
-    const Raw one = Raw::open(pair.first());
-    const Raw two = Raw::open(pair.second());
+// Both functions of a slot are in one group.
+class BoundaryTablesOfAGroup : public testing::Test {
+protected:
+    void SetUp() override {
+        const std::string bdf = env("DMAPROBE_BDF");
+
+        if (bdf.empty())
+            GTEST_SKIP() << "no device: DMAPROBE_BDF is not set";
+        pair_.emplace(bdf);
+        if (!pair_->why().empty())
+            GTEST_SKIP() << pair_->why();
+    }
+
+    const TwoFunctions& pair() const { return *pair_; }
+
+private:
+    std::optional<TwoFunctions> pair_;
+};
+
+// The same tables through another device.
+TEST_F(BoundaryTablesOfAGroup, TranslateAgainstTheOtherFunction) {
+    const Raw one = Raw::open(pair().first());
+    const Raw two = Raw::open(pair().second());
     std::atomic<uint64_t> translated = 0;
-    World w(one, pair.first());
+    World w(one, pair().first());
 
     ASSERT_TRUE(one && two);
     if (!one.translated() || one.missing(DMAPROBE_FEATURE_DMA_IOVA))
@@ -480,22 +494,16 @@ TEST(BoundaryTablesOfAGroup, TranslateAgainstTheOtherFunction) {
 
 // The kernel remembers for all functions of a group that it had no room below a narrow mask,
 // and refuses what is below 4 GiB from then on: 31 mappings of a page kept another user away.
-TEST(BoundaryTablesOfAGroup, NobodyNarrowsTheMaskOfBoth) {
-    const std::string bdf = env("DMAPROBE_BDF");
-    if (bdf.empty())
-        GTEST_SKIP() << "no device: DMAPROBE_BDF is not set";
-    const TwoFunctions pair(bdf);
-    if (!pair.why().empty())
-        GTEST_SKIP() << pair.why();
-    const OpenNode all(pair.first());
-    const Raw two = Raw::open(pair.second());
+TEST_F(BoundaryTablesOfAGroup, NobodyNarrowsTheMaskOfBoth) {
+    const OpenNode all(pair().first());
+    const Raw two = Raw::open(pair().second());
 
     ASSERT_TRUE(two);
     if (!two.translated())
         GTEST_SKIP() << "no IOMMU translates for the device";
     as_user(some_user, [&] {
         constexpr uint32_t both = DMAPROBE_SET_MASK_STREAMING | DMAPROBE_SET_MASK_COHERENT;
-        const Raw one = Raw::open(pair.first());
+        const Raw one = Raw::open(pair().first());
 
         ASSERT_TRUE(one);
         EXPECT_ERRNO(one.set_mask((uint64_t{1} << 17) - 1, both), EPERM);
