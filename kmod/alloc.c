@@ -19,13 +19,6 @@
 /* The kernel allocates, zeroes and maps it at a stretch. */
 #define ALLOC_MAX_LENGTH	SZ_256M
 
-/*
- * A failure is the caller's to deal with: nothing is logged, and nobody is killed to make
- * room for it. A memory cgroup is not charged, since it can put the caller to sleep for
- * that, who holds the lock of the group: the session's limits count instead.
- */
-#define ALLOC_GFP	(GFP_KERNEL | __GFP_ZERO | __GFP_NOWARN | __GFP_RETRY_MAYFAIL)
-
 #define COHERENT_ATTRS	(DMAPROBE_ATTR_WEAK_ORDERING |			\
 			 DMAPROBE_ATTR_WRITE_COMBINE |			\
 			 DMAPROBE_ATTR_NO_KERNEL_MAPPING |		\
@@ -33,8 +26,6 @@
 			 DMAPROBE_ATTR_ALLOC_SINGLE_PAGES |		\
 			 DMAPROBE_ATTR_NO_WARN |			\
 			 DMAPROBE_ATTR_PRIVILEGED)
-
-static_assert(offsetof(struct dmaprobe_allocation, mem) == 0);
 
 static struct dmaprobe_allocation *to_allocation(struct dmaprobe_object *obj)
 {
@@ -70,13 +61,13 @@ static void free_memory(struct dmaprobe_allocation *a)
 	size_t length = a->mem.length;
 
 	switch (a->kind) {
-	case DMAPROBE_ALLOC_COHERENT:
+	case DMAPROBE_ALLOC_KIND_COHERENT:
 		dma_free_attrs(a->dev, length, a->cpu, a->addr, a->attrs);
 		break;
-	case DMAPROBE_ALLOC_NONCOHERENT:
+	case DMAPROBE_ALLOC_KIND_NONCOHERENT:
 		dma_free_noncoherent(a->dev, length, a->cpu, a->addr, a->dir);
 		break;
-	case DMAPROBE_ALLOC_PAGES:
+	case DMAPROBE_ALLOC_KIND_PAGES:
 		dma_free_pages(a->dev, length, virt_to_page(a->cpu), a->addr, a->dir);
 		break;
 	default:
@@ -94,18 +85,18 @@ static int alloc_memory(const struct dmaprobe_session *s, struct dmaprobe_alloca
 	int ret;
 
 	switch (a->kind) {
-	case DMAPROBE_ALLOC_COHERENT:
-		a->cpu = dma_alloc_attrs(a->dev, length, &a->addr, ALLOC_GFP, a->attrs);
+	case DMAPROBE_ALLOC_KIND_COHERENT:
+		a->cpu = dma_alloc_attrs(a->dev, length, &a->addr, DMAPROBE_ALLOC_GFP, a->attrs);
 		break;
-	case DMAPROBE_ALLOC_NONCOHERENT:
-		a->cpu = dma_alloc_noncoherent(a->dev, length, &a->addr, a->dir, ALLOC_GFP);
+	case DMAPROBE_ALLOC_KIND_NONCOHERENT:
+		a->cpu = dma_alloc_noncoherent(a->dev, length, &a->addr, a->dir, DMAPROBE_ALLOC_GFP);
 		break;
-	case DMAPROBE_ALLOC_PAGES:
-		page = dma_alloc_pages(a->dev, length, &a->addr, a->dir, ALLOC_GFP);
+	case DMAPROBE_ALLOC_KIND_PAGES:
+		page = dma_alloc_pages(a->dev, length, &a->addr, a->dir, DMAPROBE_ALLOC_GFP);
 		a->cpu = page ? page_address(page) : NULL;
 		break;
 	default:
-		a->sgt = dma_alloc_noncontiguous(a->dev, length, a->dir, ALLOC_GFP, a->attrs);
+		a->sgt = dma_alloc_noncontiguous(a->dev, length, a->dir, DMAPROBE_ALLOC_GFP, a->attrs);
 		if (!a->sgt)
 			return -ENOMEM;
 		a->addr = sg_dma_address(a->sgt->sgl);
@@ -126,8 +117,8 @@ static int alloc_memory(const struct dmaprobe_session *s, struct dmaprobe_alloca
  */
 static unsigned long nr_taken(const struct dmaprobe_session *s, const struct dmaprobe_allocation *a)
 {
-	bool by_page = a->kind == DMAPROBE_ALLOC_NONCONTIGUOUS ||
-		       (a->kind == DMAPROBE_ALLOC_COHERENT &&
+	bool by_page = a->kind == DMAPROBE_ALLOC_KIND_NONCONTIGUOUS ||
+		       (a->kind == DMAPROBE_ALLOC_KIND_COHERENT &&
 			!(a->attrs & DMA_ATTR_FORCE_CONTIGUOUS));
 
 	if (by_page && dmaprobe_translates(s->dd))
@@ -168,6 +159,7 @@ static void allocation_release(struct dmaprobe_object *obj)
 	if (!a->revoked)
 		give_back(obj->session, a);
 	dmaprobe_memory_free(&a->mem);
+	kfree_rcu(a, mem.obj.rcu);
 }
 
 /* The address for the CPU, made at the first use for noncontiguous memory. */
@@ -175,7 +167,7 @@ static void *kernel_address(struct dmaprobe_allocation *a)
 {
 	void *new;
 
-	if (a->kind != DMAPROBE_ALLOC_NONCONTIGUOUS || READ_ONCE(a->cpu))
+	if (a->kind != DMAPROBE_ALLOC_KIND_NONCONTIGUOUS || READ_ONCE(a->cpu))
 		return a->cpu;
 	new = dma_vmap_noncontiguous(a->dev, a->mem.length, a->sgt);
 	if (new && cmpxchg(&a->cpu, NULL, new))
@@ -187,7 +179,7 @@ static int allocation_copy(struct dmaprobe_object *obj, const struct dmaprobe_co
 			   const struct dmaprobe_copy_part *part)
 {
 	struct dmaprobe_allocation *a = to_allocation(obj);
-	bool remapped = a->kind == DMAPROBE_ALLOC_NONCONTIGUOUS;
+	bool remapped = a->kind == DMAPROBE_ALLOC_KIND_NONCONTIGUOUS;
 	void *cpu;
 
 	if (!dmaprobe_copy_fits(cmd, a->mem.length))
@@ -213,11 +205,11 @@ static int allocation_sync(struct dmaprobe_object *obj, const struct dmaprobe_sy
 	struct dmaprobe_allocation *a = to_allocation(obj);
 	u64 length = a->mem.length;
 
-	if (a->kind == DMAPROBE_ALLOC_COHERENT)
+	if (a->kind == DMAPROBE_ALLOC_KIND_COHERENT)
 		return -EOPNOTSUPP;
 	if (cmd->length > length || cmd->offset > length - cmd->length)
 		return -EINVAL;
-	if (a->kind == DMAPROBE_ALLOC_NONCONTIGUOUS && cmd->length != length)
+	if (a->kind == DMAPROBE_ALLOC_KIND_NONCONTIGUOUS && cmd->length != length)
 		return -EINVAL;
 	dmaprobe_allocation_sync(a, cmd->target, cmd->offset, cmd->length);
 	return 0;
@@ -229,9 +221,9 @@ void dmaprobe_allocation_sync(struct dmaprobe_allocation *a, u32 target, u64 off
 	bool for_cpu = target == DMAPROBE_SYNC_FOR_CPU;
 
 	switch (a->kind) {
-	case DMAPROBE_ALLOC_COHERENT:
+	case DMAPROBE_ALLOC_KIND_COHERENT:
 		break;
-	case DMAPROBE_ALLOC_NONCONTIGUOUS:
+	case DMAPROBE_ALLOC_KIND_NONCONTIGUOUS:
 		if (for_cpu)
 			dma_sync_sgtable_for_cpu(a->dev, a->sgt, a->dir);
 		else
@@ -287,15 +279,15 @@ static int check_alloc(const struct dmaprobe_session *s, const struct dmaprobe_a
 {
 	u64 taken = 0;
 
-	if (cmd->kind > DMAPROBE_ALLOC_NONCONTIGUOUS ||
+	if (cmd->kind > DMAPROBE_ALLOC_KIND_NONCONTIGUOUS ||
 	    !dmaprobe_valid_dir(cmd->dir) ||
 	    !cmd->length || cmd->length > ALLOC_MAX_LENGTH)
 		return -EINVAL;
-	if (cmd->kind == DMAPROBE_ALLOC_COHERENT) {
+	if (cmd->kind == DMAPROBE_ALLOC_KIND_COHERENT) {
 		if (cmd->dir != DMAPROBE_DIR_BIDIRECTIONAL)
 			return -EINVAL;
 		taken = COHERENT_ATTRS;
-	} else if (cmd->kind == DMAPROBE_ALLOC_NONCONTIGUOUS) {
+	} else if (cmd->kind == DMAPROBE_ALLOC_KIND_NONCONTIGUOUS) {
 		if (!dmaprobe_one_segment(dmaprobe_dma_dev(s), cmd->length))
 			return -EINVAL;
 		taken = DMAPROBE_ATTR_ALLOC_SINGLE_PAGES;
@@ -314,7 +306,7 @@ int dmaprobe_op_alloc(struct dmaprobe_ucmd *ucmd)
 	if (ret)
 		return ret;
 
-	a = kzalloc_obj(*a, GFP_KERNEL_ACCOUNT);
+	a = kzalloc_obj(*a, DMAPROBE_GFP);
 	if (!a)
 		return -ENOMEM;
 	spin_lock_init(&a->lock);

@@ -60,9 +60,9 @@ static int map_view(struct dmaprobe_allocation *a, struct vm_area_struct *vma)
 	size_t length = a->mem.length;
 
 	switch (a->kind) {
-	case DMAPROBE_ALLOC_COHERENT:
+	case DMAPROBE_ALLOC_KIND_COHERENT:
 		return dma_mmap_attrs(a->dev, vma, a->cpu, a->addr, length, a->attrs);
-	case DMAPROBE_ALLOC_NONCONTIGUOUS:
+	case DMAPROBE_ALLOC_KIND_NONCONTIGUOUS:
 		return dma_mmap_noncontiguous(a->dev, vma, length, a->sgt);
 	default:
 		return dma_mmap_pages(a->dev, vma, length, virt_to_page(a->cpu));

@@ -18,15 +18,15 @@ static struct sg_table *get_table(struct dmaprobe_allocation *a, struct sg_table
 	int ret;
 
 	switch (a->kind) {
-	case DMAPROBE_ALLOC_COHERENT:
+	case DMAPROBE_ALLOC_KIND_COHERENT:
 		ret = dma_get_sgtable_attrs(a->dev, room, a->cpu, a->addr, a->mem.length, a->attrs);
 		if (ret)
 			return ERR_PTR(ret == -ENOMEM ? ret : -ENXIO);
 		return room;
-	case DMAPROBE_ALLOC_NONCONTIGUOUS:
+	case DMAPROBE_ALLOC_KIND_NONCONTIGUOUS:
 		return a->sgt;
 	default:
-		ret = sg_alloc_table(room, 1, GFP_KERNEL);
+		ret = sg_alloc_table(room, 1, DMAPROBE_GFP);
 		if (ret)
 			return ERR_PTR(ret);
 		sg_set_page(room->sgl, virt_to_page(a->cpu), PAGE_ALIGN(a->mem.length), 0);
@@ -46,7 +46,7 @@ struct dmaprobe_pieces {
 	bool phys;			/* with their addresses */
 };
 
-/* Take a piece down. */
+/* Record one piece. */
 static void add_piece(struct dmaprobe_pieces *p, struct scatterlist *sg, u64 length,
 		      unsigned long max_pages)
 {
@@ -97,7 +97,7 @@ int dmaprobe_allocation_find_pages(struct dmaprobe_allocation *a, u32 *nr_pieces
 	struct dmaprobe_pieces p = {};
 	int ret;
 
-	a->mem.pages = kvmalloc_array(a->mem.nr_pages, sizeof(*a->mem.pages), GFP_KERNEL);
+	a->mem.pages = kvmalloc_array(a->mem.nr_pages, sizeof(*a->mem.pages), DMAPROBE_GFP);
 	if (!a->mem.pages)
 		return -ENOMEM;
 	p.pages = a->mem.pages;
@@ -109,7 +109,7 @@ int dmaprobe_allocation_find_pages(struct dmaprobe_allocation *a, u32 *nr_pieces
 		return 0;
 	}
 	*nr_pieces = p.nr;
-	return ret ?: dmaprobe_memory_index(&a->mem, GFP_KERNEL);
+	return ret ?: dmaprobe_memory_index(&a->mem, DMAPROBE_GFP);
 }
 
 int dmaprobe_op_get_sgtable(struct dmaprobe_ucmd *ucmd)

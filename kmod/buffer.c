@@ -10,7 +10,6 @@
 #include <linux/mm.h>
 #include <linux/nodemask.h>
 #include <linux/nospec.h>
-#include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/sort.h>
 
@@ -20,16 +19,15 @@
 #define BUFFER_MAX_LENGTH	SZ_1G
 #define KMALLOC_MAX_LENGTH	SZ_64K
 
-/* As for allocations: a failure is quiet, and nobody is killed to make room. */
-#define BUFFER_GFP	(GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_NOWARN | \
+/* Not under the lock. Of the nodes that the caller's cpuset has, and nobody is killed. */
+#define BUFFER_GFP	(GFP_KERNEL_ACCOUNT | __GFP_HARDWALL | __GFP_ZERO | __GFP_NOWARN | \
 			 __GFP_RETRY_MAYFAIL)
+
 
 static struct dmaprobe_buffer *obj_buffer(struct dmaprobe_object *obj)
 {
 	return container_of(obj, struct dmaprobe_buffer, mem.obj);
 }
-
-static_assert(offsetof(struct dmaprobe_buffer, mem) == 0);
 
 static int cmp_pages(const void *a, const void *b)
 {
@@ -49,7 +47,7 @@ static int alloc_scattered(struct dmaprobe_memory *mem, unsigned long nr,
 	for (done = 0; done < nr_pieces; done++) {
 		struct page *page;
 
-		if (fatal_signal_pending(current)) {
+		if (dmaprobe_cancelled()) {
 			ret = -EINTR;
 			goto err;
 		}
@@ -173,6 +171,7 @@ void dmaprobe_buffer_free(struct dmaprobe_session *s, struct dmaprobe_buffer *bu
 static void buffer_release(struct dmaprobe_object *obj)
 {
 	buffer_clear(obj->session, obj_buffer(obj));
+	kfree_rcu(obj_buffer(obj), mem.obj.rcu);
 }
 
 static void vma_open(struct vm_area_struct *vma)
@@ -279,13 +278,13 @@ int dmaprobe_buffer_range(const struct dmaprobe_buffer *buf, u64 offset,
 /* What the members may be, for each kind; the node apart. */
 static int check_alloc(const struct dmaprobe_buffer_alloc *cmd)
 {
-	bool scattered = cmd->kind == DMAPROBE_BUFFER_SCATTERED;
+	bool scattered = cmd->kind == DMAPROBE_BUFFER_KIND_SCATTERED;
 
-	if (cmd->kind > DMAPROBE_BUFFER_KMALLOC || !cmd->length)
+	if (cmd->kind > DMAPROBE_BUFFER_KIND_KMALLOC || !cmd->length)
 		return -EINVAL;
 	if (cmd->order > (scattered ? MAX_PAGE_ORDER : 0))
 		return -EINVAL;
-	if (cmd->kind == DMAPROBE_BUFFER_KMALLOC)
+	if (cmd->kind == DMAPROBE_BUFFER_KIND_KMALLOC)
 		return cmd->length > KMALLOC_MAX_LENGTH ||
 		       cmd->offset >= PAGE_SIZE || cmd->offset % 8 ? -EINVAL : 0;
 	if (cmd->offset || cmd->length & ((PAGE_SIZE << cmd->order) - 1))
@@ -308,7 +307,7 @@ int dmaprobe_buffer_add(struct dmaprobe_ucmd *ucmd, struct dmaprobe_buffer *buf)
 	if (ret)
 		return ret;
 
-	guard(rwsem_read)(&s->dd->group->lock);
+	guard(dmaprobe_group)(s->dd->group);
 	if (s->dd->unplugged)
 		return -ENODEV;
 	ret = dmaprobe_object_add(s, &buf->mem.obj, &buffer_type);
@@ -332,7 +331,7 @@ int dmaprobe_op_buffer_alloc(struct dmaprobe_ucmd *ucmd)
 	ret = check_alloc(cmd);
 	if (ret)
 		return ret;
-	if (cmd->flags & DMAPROBE_BUFFER_NODE) {
+	if (cmd->flags & DMAPROBE_BUFFER_ALLOC_NODE) {
 		if (cmd->node >= MAX_NUMNODES)
 			return -EINVAL;
 		node = array_index_nospec(cmd->node, MAX_NUMNODES);
@@ -345,7 +344,7 @@ int dmaprobe_op_buffer_alloc(struct dmaprobe_ucmd *ucmd)
 
 	nr = PAGE_ALIGN(cmd->offset + cmd->length) >> PAGE_SHIFT;
 	charge = nr;
-	if (cmd->kind == DMAPROBE_BUFFER_KMALLOC)
+	if (cmd->kind == DMAPROBE_BUFFER_KIND_KMALLOC)
 		charge = 1UL << get_order(kmalloc_bytes(cmd));
 	buf = dmaprobe_buffer_new(s, nr, charge);
 	if (IS_ERR(buf))
@@ -354,10 +353,10 @@ int dmaprobe_op_buffer_alloc(struct dmaprobe_ucmd *ucmd)
 	buf->mem.first_offset = cmd->offset;
 
 	switch (cmd->kind) {
-	case DMAPROBE_BUFFER_CONTIGUOUS:
+	case DMAPROBE_BUFFER_KIND_CONTIGUOUS:
 		ret = alloc_contiguous(&buf->mem, nr, node, gfp);
 		break;
-	case DMAPROBE_BUFFER_SCATTERED:
+	case DMAPROBE_BUFFER_KIND_SCATTERED:
 		ret = alloc_scattered(&buf->mem, nr, cmd->order, node, gfp);
 		break;
 	default:
@@ -371,7 +370,7 @@ int dmaprobe_op_buffer_alloc(struct dmaprobe_ucmd *ucmd)
 		return ret;
 	}
 	cmd->id = ucmd->made;
-	cmd->mmap_offset = cmd->kind == DMAPROBE_BUFFER_KMALLOC ?
+	cmd->mmap_offset = cmd->kind == DMAPROBE_BUFFER_KIND_KMALLOC ?
 			   0 : dmaprobe_mmap_offset(cmd->id);
 	return 0;
 }

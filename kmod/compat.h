@@ -36,12 +36,12 @@ static inline int copy_struct_to_user(void __user *dst, size_t usize,
 }
 #endif
 
-#ifdef CONFIG_PER_VMA_LOCK
-/* Changes whenever a writer lets go of the lock of an mm. A number or a seqcount_t. */
-#define dmaprobe_mm_seq(mm)	smp_load_acquire((unsigned int *)&(mm)->mm_lock_seq)
-#else
-#define dmaprobe_mm_seq(mm)	0U
+#ifndef CONFIG_PER_VMA_LOCK
+#error "dmaprobe needs a kernel with CONFIG_PER_VMA_LOCK: revoking waits by mm_lock_seq"
 #endif
+/* Changes whenever a writer lets go of the lock of an mm. A number or a seqcount_t. */
+static_assert(offsetof(seqcount_t, sequence) == 0);
+#define dmaprobe_mm_seq(mm)	smp_load_acquire((unsigned int *)&(mm)->mm_lock_seq)
 
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 17, 0)
 #define sort_nonatomic		sort

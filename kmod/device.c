@@ -36,6 +36,7 @@ static struct dmaprobe_group *group_get(struct iommu_domain *domain)
 	group->domain = domain;
 	group->users = 1;
 	init_rwsem(&group->lock);
+	mutex_init(&group->turn);
 	mutex_init(&group->walk);
 	list_add(&group->node, &dmaprobe_groups);
 	return group;
@@ -48,6 +49,7 @@ static void group_put(struct dmaprobe_group *group)
 		return;
 	list_del(&group->node);
 	mutex_destroy(&group->walk);
+	mutex_destroy(&group->turn);
 	kfree(group);
 }
 
@@ -84,7 +86,7 @@ struct dmaprobe_device *dmaprobe_device_create(struct pci_dev *pdev)
 
 	/* What we check before each call is what dma-direct and dma-iommu need. */
 	if (get_dma_ops(&pdev->dev)) {
-		pci_err(pdev, "its DMA goes by operations of its platform's own\n");
+		pci_err(pdev, "DMA operations of the platform's own are not supported\n");
 		return ERR_PTR(-EOPNOTSUPP);
 	}
 	dd = kzalloc_obj(*dd, GFP_KERNEL);
@@ -98,8 +100,6 @@ struct dmaprobe_device *dmaprobe_device_create(struct pci_dev *pdev)
 	mutex_init(&dd->lock);
 	INIT_LIST_HEAD(&dd->sessions);
 	dd->pdev = pdev;
-	if (!pci_is_root_bus(pdev->bus) && !pdev->is_virtfn)
-		dd->bus = pdev->bus;
 	device_initialize(&dd->dev);
 	dd->dev.class = &dmaprobe_class;
 	dd->dev.parent = &pdev->dev;
@@ -136,7 +136,7 @@ void dmaprobe_device_unplug(struct dmaprobe_device *dd)
 
 	guard(mutex)(&dd->lock);
 	scoped_guard(rwsem_write, &dd->group->lock)
-		dd->unplugged = true;
+		WRITE_ONCE(dd->unplugged, true);
 
 	/* The device stops before any memory goes away from under it. */
 	list_for_each_entry(s, &dd->sessions, node)
@@ -147,7 +147,8 @@ void dmaprobe_device_unplug(struct dmaprobe_device *dd)
 		pm_runtime_put(&dd->pdev->dev);
 	}
 	dmaprobe_limits_reset(dd);
-	dmaprobe_spare_put(dd);
+	scoped_guard(rwsem_write, &dd->group->lock)
+		dmaprobe_spare_put(dd);
 	dd->domain = NULL;
 	dd->pdev = NULL;
 }

@@ -55,6 +55,7 @@ struct dmaprobe_op {
 static const struct dmaprobe_op dmaprobe_ops[] = {
 #include "ops.h"
 };
+#undef OP
 
 /* Read an array beside the struct: kvfree() it. Returns it or an ERR_PTR(). */
 void *dmaprobe_fetch_array(u64 from, size_t nr, size_t size)
@@ -69,17 +70,12 @@ void *dmaprobe_fetch_array(u64 from, size_t nr, size_t size)
 	return ERR_PTR(-EFAULT);
 }
 
-/*
- * Make room for an array that is written beside the struct.
- *
- * The op fills ucmd->array. It is copied, and freed, with the struct. Returns 0 or
- * -ENOMEM.
- */
+/* Make room for an array, which the op fills, that is written beside the struct. */
 int dmaprobe_reply_array(struct dmaprobe_ucmd *ucmd, u64 to, size_t nr, size_t size)
 {
 	if (!nr)
 		return 0;
-	ucmd->array = kvcalloc(nr, size, GFP_KERNEL_ACCOUNT);
+	ucmd->array = kvcalloc(nr, size, DMAPROBE_GFP);
 	if (!ucmd->array)
 		return -ENOMEM;
 	ucmd->array_to = u64_to_user_ptr(to);
@@ -91,7 +87,7 @@ int dmaprobe_reply_array(struct dmaprobe_ucmd *ucmd, u64 to, size_t nr, size_t s
  * Read the op's struct and check what all structs have in common. As
  * copy_struct_from_user(), but word by word: most are a few words long.
  */
-static int fetch(struct dmaprobe_ucmd *ucmd, const struct dmaprobe_op *op)
+static int ucmd_fetch(struct dmaprobe_ucmd *ucmd, const struct dmaprobe_op *op)
 {
 	const struct dmaprobe_nop *head = ucmd->cmd;	/* how every struct begins */
 	const u64 __user *from = ucmd->ubuffer;
@@ -129,27 +125,31 @@ fault:
 	return -EFAULT;
 }
 
-static bool lock(struct rw_semaphore *sem, const struct dmaprobe_op *op, bool nonblock)
+static bool op_lock(struct dmaprobe_group *group, const struct dmaprobe_op *op, bool nonblock)
 {
-	if (nonblock && !op->exclusive)
-		return down_read_trylock(sem);
-	if (op->exclusive)
-		down_write(sem);
-	else
-		down_read(sem);
+	if (!op->exclusive && nonblock)
+		return down_read_trylock(&group->lock);
+	if (op->exclusive) {
+		mutex_lock(&group->turn);
+		down_write(&group->lock);
+	} else {
+		down_read(&group->lock);
+	}
 	return true;
 }
 
-static void unlock(struct rw_semaphore *sem, const struct dmaprobe_op *op)
+static void op_unlock(struct dmaprobe_group *group, const struct dmaprobe_op *op)
 {
-	if (op->exclusive)
-		up_write(sem);
-	else
-		up_read(sem);
+	if (op->exclusive) {
+		up_write(&group->lock);
+		mutex_unlock(&group->turn);
+	} else {
+		up_read(&group->lock);
+	}
 }
 
 /* Write the answer, and show what was made; without an answer, nothing was. */
-static int reply(struct dmaprobe_ucmd *ucmd, int ret)
+static int ucmd_reply(struct dmaprobe_ucmd *ucmd, int ret)
 {
 	if (!ret && ucmd->array && copy_to_user(ucmd->array_to, ucmd->array, ucmd->array_size))
 		ret = -EFAULT;
@@ -183,7 +183,7 @@ int dmaprobe_dispatch(struct dmaprobe_ucmd *ucmd, unsigned int cmd)
 {
 	union dmaprobe_cmd_buffer buf __uninitialized;
 	const struct dmaprobe_op *op;
-	unsigned int nr = _IOC_NR(cmd);
+	unsigned int nr = _IOC_NR(cmd), noio;
 	int ret;
 
 	if (nr >= ARRAY_SIZE(dmaprobe_ops))
@@ -196,19 +196,21 @@ int dmaprobe_dispatch(struct dmaprobe_ucmd *ucmd, unsigned int cmd)
 
 	ucmd->op = op;
 	ucmd->cmd = &buf;
-	ret = fetch(ucmd, op);
+	ret = ucmd_fetch(ucmd, op);
 	if (ret)
 		return ret;
 	if (op->self_locked) {
 		ret = op->handle(ucmd);
 	} else {
-		if (!lock(&ucmd->session->dd->group->lock, op, ucmd->nonblock))
+		if (!op_lock(ucmd->session->dd->group, op, ucmd->nonblock))
 			return -EAGAIN;
+		noio = memalloc_noio_save();
 		ret = ucmd->session->dd->unplugged ? -ENODEV : op->handle(ucmd);
-		unlock(&ucmd->session->dd->group->lock, op);
+		memalloc_noio_restore(noio);
+		op_unlock(ucmd->session->dd->group, op);
 	}
 	if (op->writeback)
-		ret = reply(ucmd, ret);
+		ret = ucmd_reply(ucmd, ret);
 	trace_dmaprobe_op(ucmd->session, op->name, ucmd->id, ucmd->iova, ucmd->length, ret);
 	return ret;
 }

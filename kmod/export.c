@@ -97,7 +97,7 @@ static int check_reach(struct dma_buf_attachment *attach, struct sg_table *sgt, 
 /* Coherent memory needs no sync, and the same memory may be mapped many times. */
 static unsigned long export_attrs(const struct dmaprobe_allocation *a)
 {
-	return DMAPROBE_MAY_OVERLAP | (a->kind == DMAPROBE_ALLOC_COHERENT ?
+	return DMAPROBE_MAY_OVERLAP | (a->kind == DMAPROBE_ALLOC_KIND_COHERENT ?
 				       DMA_ATTR_SKIP_CPU_SYNC : 0);
 }
 
@@ -110,14 +110,14 @@ static struct sg_table *export_map(struct dma_buf_attachment *attach, enum dma_d
 	if (READ_ONCE(a->revoked))
 		return ERR_PTR(-ENODEV);
 
-	sgt = kzalloc_obj(*sgt, GFP_KERNEL_ACCOUNT);
+	sgt = kzalloc_obj(*sgt, DMAPROBE_GFP);
 	if (!sgt)
 		return ERR_PTR(-ENOMEM);
 	ret = sg_alloc_table_from_pages_segment(sgt, a->mem.pages,
 						a->mem.nr_pages, 0,
 						a->mem.nr_pages << PAGE_SHIFT,
 						longest_entry(attach->dev),
-						GFP_KERNEL_ACCOUNT);
+						DMAPROBE_GFP);
 	if (ret)
 		goto err_free;
 	ret = check_reach(attach, sgt, dir);
@@ -183,6 +183,7 @@ static void export_release(struct dma_buf *dmabuf)
 
 	mutex_lock(&a->exports_lock);
 	list_del(&link->node);
+	a->nr_exports--;
 	mutex_unlock(&a->exports_lock);
 	iput(link->inode);
 	kfree(link);
@@ -247,9 +248,14 @@ int dmaprobe_op_export(struct dmaprobe_ucmd *ucmd)
 	if (!a->mem.pages)
 		goto err_put;
 	ret = -ENOMEM;
-	link = kzalloc_obj(*link, GFP_KERNEL_ACCOUNT);
+	scoped_guard(mutex, &a->exports_lock) {
+		if (a->nr_exports == DMAPROBE_MAX_USERS)
+			goto err_put;
+		a->nr_exports++;
+	}
+	link = kzalloc_obj(*link, DMAPROBE_GFP);
 	if (!link)
-		goto err_put;
+		goto err_count;
 	link->a = a;
 	fd = get_unused_fd_flags(O_CLOEXEC);
 	if (fd < 0) {
@@ -282,6 +288,9 @@ err_fd:
 	put_unused_fd(fd);
 err_free:
 	kfree(link);
+err_count:
+	scoped_guard(mutex, &a->exports_lock)
+		a->nr_exports--;
 err_put:
 	dmaprobe_object_put(&a->mem.obj);
 	return ret;

@@ -24,8 +24,6 @@ struct dmaprobe_import {
 	u8 dir;
 };
 
-static_assert(offsetof(struct dmaprobe_import, obj) == 0);
-
 static void import_unmap(struct dmaprobe_import *imp)
 {
 	dma_resv_assert_held(imp->dmabuf->resv);
@@ -67,6 +65,7 @@ static void import_release(struct dmaprobe_object *obj)
 	dma_resv_unlock(imp->dmabuf->resv);
 	dma_buf_detach(imp->dmabuf, imp->attach);
 	dma_buf_put(imp->dmabuf);
+	kfree_rcu(imp, obj.rcu);
 }
 
 static int import_segments(struct dmaprobe_object *obj, struct dmaprobe_ucmd *ucmd)
@@ -200,7 +199,7 @@ int dmaprobe_op_map_dmabuf(struct dmaprobe_ucmd *ucmd)
 		goto err_put;
 
 	for (;;) {
-		scoped_guard(rwsem_read, &ucmd->session->dd->group->lock)
+		scoped_guard(dmaprobe_group, ucmd->session->dd->group)
 			ret = import_add(ucmd, imp);
 		if (!ret)
 			return 0;

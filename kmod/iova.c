@@ -25,8 +25,6 @@ struct dmaprobe_iova {
 	bool revoked;			/* the state was freed or destroyed */
 };
 
-static_assert(offsetof(struct dmaprobe_iova, obj) == 0);
-
 /* One dma_iova_link() that stands. It covers whole granules, first to last. */
 struct dmaprobe_link {
 	struct rb_node node;
@@ -111,11 +109,11 @@ static void iova_release(struct dmaprobe_object *obj)
 {
 	struct dmaprobe_iova *iova = container_of(obj, struct dmaprobe_iova, obj);
 
-	while (iova_drain(obj))
-		cond_resched();
+	WARN_ON(iova->nr_links);	/* nobody gives a space back with links */
 	if (!iova->revoked && dma_use_iova(&iova->state))
 		dma_iova_free(dmaprobe_dma_dev(obj->session), &iova->state);
 	mutex_destroy(&iova->lock);
+	kfree_rcu(iova, obj.rcu);
 }
 
 static const struct dmaprobe_object_type iova_type = {
@@ -145,7 +143,12 @@ static struct dmaprobe_iova *iova_lock(struct dmaprobe_ucmd *ucmd, u32 id, bool 
 	if (IS_ERR(obj))
 		return ERR_CAST(obj);
 	iova = container_of(obj, struct dmaprobe_iova, obj);
-	mutex_lock(&iova->lock);
+	if (!ucmd->nonblock) {
+		mutex_lock(&iova->lock);
+	} else if (!mutex_trylock(&iova->lock)) {
+		dmaprobe_object_put(obj);
+		return ERR_PTR(-EAGAIN);
+	}
 	ret = iova->revoked ? -ENOENT :
 	      use && !dma_use_iova(&iova->state) ? -EOPNOTSUPP : 0;
 	if (!ret)
@@ -246,7 +249,7 @@ int dmaprobe_op_iova_alloc(struct dmaprobe_ucmd *ucmd)
 	if (ret)
 		return ret;
 
-	iova = kzalloc_obj(*iova, GFP_KERNEL_ACCOUNT);
+	iova = kzalloc_obj(*iova, DMAPROBE_GFP);
 	if (!iova)
 		return -ENOMEM;
 	mutex_init(&iova->lock);
@@ -379,7 +382,7 @@ int dmaprobe_op_iova_link(struct dmaprobe_ucmd *ucmd)
 	    (iova->state.__size & DMA_IOVA_USE_SWIOTLB))
 		return -EOPNOTSUPP;
 
-	struct dmaprobe_link *link __free(kfree) = kzalloc_obj(*link, GFP_KERNEL_ACCOUNT);
+	struct dmaprobe_link *link __free(kfree) = kzalloc_obj(*link, DMAPROBE_GFP);
 	if (!link)
 		return -ENOMEM;
 	link->offset = cmd->offset;
@@ -406,7 +409,7 @@ int dmaprobe_op_iova_link(struct dmaprobe_ucmd *ucmd)
 	link->buf = no_free_ptr(buf);
 	iova->nr_links++;
 	iova->linked += link->length;
-	link = NULL;
+	retain_and_null_ptr(link);
 	return 0;
 }
 

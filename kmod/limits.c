@@ -9,6 +9,7 @@
  * lists, and need a privilege altogether.
  */
 #include <linux/capability.h>
+#include <linux/delay.h>
 #include <linux/dma-mapping.h>
 #include <linux/moduleparam.h>
 
@@ -20,14 +21,15 @@ module_param(unprivileged_mask_bits, uint, 0444);
 MODULE_PARM_DESC(unprivileged_mask_bits, "Widest DMA mask that takes no privilege, in bits");
 
 /*
- * The kernel remembers the size of a range that it had no room for below a mask, and
- * refuses such ranges below 4 GiB, whatever the mask is then, until one from below 4 GiB is
- * given back that is too large for its caches. So each device has one to give back.
+ * The kernel remembers the size of a range that it had no room for below a mask (struct
+ * iova_domain, max32_alloc_size), and refuses such ranges below 4 GiB, whatever the mask is
+ * then, until one from below 4 GiB is given back that is too large for its caches
+ * (IOVA_RANGE_CACHE_MAX_SIZE). So each device has one to give back.
  */
 #define SPARE_SIZE	(PAGE_SIZE * 64)
 
 /* And below a mask of fewer pages than a cached range has, it does not look at the mask. */
-#define MIN_MASK	((PAGE_SIZE << 5) - 1)
+#define MIN_MASK_BITS	(PAGE_SHIFT + 5)
 
 /* Ones from bit 0 up. */
 static bool valid_mask(u64 mask, u64 least)
@@ -37,24 +39,28 @@ static bool valid_mask(u64 mask, u64 least)
 
 static u64 unprivileged_mask(void)
 {
-	return DMA_BIT_MASK(clamp(unprivileged_mask_bits, PAGE_SHIFT, 64));
+	return DMA_BIT_MASK(clamp(unprivileged_mask_bits, MIN_MASK_BITS, 64));
 }
 
-/* Also of a device that goes, when its limits were reset. */
+/* Called at unplug too, after dmaprobe_limits_reset(). */
 void dmaprobe_spare_put(struct dmaprobe_device *dd)
 {
 	struct device *dev = &dd->pdev->dev;
 	struct dma_iova_state state = { .addr = dd->spare_addr, .__size = SPARE_SIZE };
 
-	if (dd->spare)
+	if (dd->spare) {
 		dma_free_coherent(dev, SPARE_SIZE, dd->spare, dd->spare_addr);
-	else if (dd->spare_addr)
+		/* A lazy domain gives its address back when it flushes, every 10 ms. */
+		if (dd->domain->type == IOMMU_DOMAIN_DMA_FQ)
+			msleep(20);
+	} else if (dd->spare_addr) {
 		dma_iova_free(dev, &state);
+	}
 	dd->spare = NULL;
 	dd->spare_addr = 0;
 }
 
-/* With the mask the device was bound with. */
+/* The mask must be the one that the device was bound with. */
 static void spare_get(struct dmaprobe_device *dd)
 {
 	struct device *dev = &dd->pdev->dev;
@@ -64,7 +70,7 @@ static void spare_get(struct dmaprobe_device *dd)
 		return;
 	if (!DMAPROBE_HAVE_DMA_IOVA)
 		dd->spare = dma_alloc_coherent(dev, SPARE_SIZE, &dd->spare_addr,
-					       GFP_KERNEL | __GFP_NOWARN);
+					       DMAPROBE_ALLOC_GFP);
 	else if (dma_iova_try_alloc(dev, &state, 0, SPARE_SIZE))
 		dd->spare_addr = state.addr;
 }
@@ -80,7 +86,7 @@ static void reset_masks(struct dmaprobe_device *dd)
 	spare_get(dd);
 }
 
-/* Remember the limits of a new device. Its former driver may have left any mask. */
+/* Remember the limits of a new device. Its former driver may have left any. */
 void dmaprobe_limits_save(struct dmaprobe_device *dd)
 {
 	struct device *dev = &dd->pdev->dev;
@@ -88,15 +94,13 @@ void dmaprobe_limits_save(struct dmaprobe_device *dd)
 	dd->bound_mask = min(dma_get_mask(dev), unprivileged_mask());
 	dd->bound_coherent_mask = min(dev->coherent_dma_mask, unprivileged_mask());
 	dd->bound_boundary = dma_get_seg_boundary(dev);
-	dd->bound_max_segment = dma_get_max_seg_size(dev);
+	dd->bound_max_segment = max_t(u32, dma_get_max_seg_size(dev), PAGE_SIZE);
 	dd->bound_min_align = dma_get_min_align_mask(dev);
 }
 
 /*
- * Give a device the limits it was bound with, when no session holds an address.
- *
- * Setting masks also lets the DMA core find out what the device needs, so this is done
- * at the start as well.
+ * Give a device the limits it was bound with, when no session holds an address. At the
+ * start too: setting masks lets the DMA core find out what the device needs.
  */
 void dmaprobe_limits_reset(struct dmaprobe_device *dd)
 {
@@ -124,7 +128,7 @@ static int is_other_function(struct device *dev, void *self)
 }
 
 /* Whether other functions share the IOVA allocator, to which our mask matters as well. */
-static bool is_in_company(struct device *dev)
+static bool group_has_others(struct device *dev)
 {
 	struct iommu_group *group = iommu_group_get(dev);
 	bool ret = group && iommu_group_for_each_dev(group, dev, is_other_function);
@@ -142,16 +146,15 @@ int dmaprobe_op_set_mask(struct dmaprobe_ucmd *ucmd)
 	bool wide = cmd->mask > unprivileged_mask();
 	int ret;
 
-	if (!cmd->flags || !valid_mask(cmd->mask, MIN_MASK))
+	if (!cmd->flags || !valid_mask(cmd->mask, DMA_BIT_MASK(MIN_MASK_BITS)))
 		return -EINVAL;
-	if ((wide || (cmd->mask < dd->bound_mask && is_in_company(dev))) && !capable(CAP_SYS_RAWIO))
+	if ((wide || (cmd->mask < dd->bound_mask && group_has_others(dev))) && !capable(CAP_SYS_RAWIO))
 		return -EPERM;
 	if (holds_addresses(dd))
 		return -EBUSY;
 
 	reset_masks(dd);
 	ret = dma_set_mask(dev, cmd->flags & DMAPROBE_SET_MASK_STREAMING ? cmd->mask : mask);
-	dd->widened |= wide && !ret;
 	if (!ret)
 		ret = dma_set_coherent_mask(dev, cmd->flags & DMAPROBE_SET_MASK_COHERENT ?
 					    cmd->mask : coherent_mask);
@@ -159,6 +162,7 @@ int dmaprobe_op_set_mask(struct dmaprobe_ucmd *ucmd)
 		dma_set_mask(dev, mask);
 		dma_set_coherent_mask(dev, coherent_mask);
 	}
+	dd->widened |= wide && !ret;
 	dd->direct_max = dma_max_mapping_size(dev);
 	return ret;
 }

@@ -18,7 +18,7 @@
 #include "private.h"
 
 /* A kind beside those of enum dmaprobe_map_kind. */
-#define MAP_RESOURCE	(DMAPROBE_MAP_PHYS + 1)
+#define MAP_RESOURCE	(DMAPROBE_MAP_KIND_PHYS + 1)
 
 struct dmaprobe_mapping {
 	struct dmaprobe_object obj;
@@ -29,38 +29,37 @@ struct dmaprobe_mapping {
 	u8 dir;
 };
 
-static_assert(offsetof(struct dmaprobe_mapping, obj) == 0);
-
-static dma_addr_t map(struct device *dev, const struct dmaprobe_mapping *m, phys_addr_t phys)
+static dma_addr_t mapping_map(struct device *dev, const struct dmaprobe_mapping *m,
+			      phys_addr_t phys)
 {
 	unsigned long attrs = dmaprobe_map_attrs(m->obj.session, m->obj.attrs);
 
 	switch (m->kind) {
-	case DMAPROBE_MAP_SINGLE:
+	case DMAPROBE_MAP_KIND_SINGLE:
 		return dma_map_single_attrs(dev, phys_to_virt(phys), m->length, m->dir, attrs);
-	case DMAPROBE_MAP_PAGE:
+	case DMAPROBE_MAP_KIND_PAGE:
 		return dma_map_page_attrs(dev, pfn_to_page(PHYS_PFN(phys)),
 					  offset_in_page(phys), m->length,
 					  m->dir, attrs);
-	case DMAPROBE_MAP_PHYS:
+	case DMAPROBE_MAP_KIND_PHYS:
 		return dma_map_phys(dev, phys, m->length, m->dir, attrs);
 	default:
 		return dma_map_resource(dev, phys, m->length, m->dir, attrs);
 	}
 }
 
-static void unmap(struct device *dev, const struct dmaprobe_mapping *m)
+static void mapping_unmap(struct device *dev, const struct dmaprobe_mapping *m)
 {
 	unsigned long attrs = dmaprobe_map_attrs(m->obj.session, m->obj.attrs);
 
 	switch (m->kind) {
-	case DMAPROBE_MAP_SINGLE:
+	case DMAPROBE_MAP_KIND_SINGLE:
 		dma_unmap_single_attrs(dev, m->addr, m->length, m->dir, attrs);
 		break;
-	case DMAPROBE_MAP_PAGE:
+	case DMAPROBE_MAP_KIND_PAGE:
 		dma_unmap_page_attrs(dev, m->addr, m->length, m->dir, attrs);
 		break;
-	case DMAPROBE_MAP_PHYS:
+	case DMAPROBE_MAP_KIND_PHYS:
 		dma_unmap_phys(dev, m->addr, m->length, m->dir, attrs);
 		break;
 	default:
@@ -73,8 +72,9 @@ static void mapping_release(struct dmaprobe_object *obj)
 {
 	struct dmaprobe_mapping *m = container_of(obj, struct dmaprobe_mapping, obj);
 
-	unmap(dmaprobe_dma_dev(obj->session), m);
+	mapping_unmap(dmaprobe_dma_dev(obj->session), m);
 	dmaprobe_buffer_put(m->buf);
+	kfree_rcu(m, obj.rcu);
 }
 
 static int mapping_sync(struct dmaprobe_object *obj, const struct dmaprobe_sync *cmd)
@@ -123,7 +123,7 @@ static int check_direct(const struct dmaprobe_device *dd, u64 start, size_t leng
 	u64 end;
 
 	if (!is_swiotlb_force_bounce(dev) && !dma_kmalloc_needs_bounce(dev, length, dir) &&
-	    !check_add_overflow(start, length - 1, &end) && end <= limit)
+	    start != DMA_MAPPING_ERROR && !check_add_overflow(start, length - 1, &end) && end <= limit)
 		return 0;
 	if (!bounce || dd->direct_max == SIZE_MAX || limit < DMA_BIT_MASK(32))
 		return -EIO;
@@ -194,7 +194,7 @@ map_add(struct dmaprobe_ucmd *ucmd, u8 kind, u8 dir, u64 attrs,
 	struct dmaprobe_mapping *m;
 	int ret;
 
-	m = kzalloc_obj(*m, GFP_KERNEL_ACCOUNT);
+	m = kzalloc_obj(*m, DMAPROBE_GFP);
 	if (!m)
 		return ERR_PTR(-ENOMEM);
 	m->obj.attrs = attrs;
@@ -205,7 +205,7 @@ map_add(struct dmaprobe_ucmd *ucmd, u8 kind, u8 dir, u64 attrs,
 	ret = dmaprobe_object_add(ucmd->session, &m->obj, &mapping_type);
 	if (ret)
 		goto err_free;
-	m->addr = map(dev, m, phys);
+	m->addr = mapping_map(dev, m, phys);
 	ret = dma_mapping_error(dev, m->addr);
 	if (ret)
 		goto err_cancel;
@@ -232,9 +232,9 @@ int dmaprobe_op_map(struct dmaprobe_ucmd *ucmd)
 	ret = dmaprobe_check_map_attrs(s, cmd->attrs, DMAPROBE_MAP_ATTRS | DMAPROBE_ATTR_CC_SHARED);
 	if (ret)
 		return ret;
-	if (cmd->kind > DMAPROBE_MAP_PHYS || !dmaprobe_valid_dir(cmd->dir))
+	if (cmd->kind > DMAPROBE_MAP_KIND_PHYS || !dmaprobe_valid_dir(cmd->dir))
 		return -EINVAL;
-	if (cmd->kind == DMAPROBE_MAP_PHYS && !DMAPROBE_HAVE_DMA_MAP_PHYS)
+	if (cmd->kind == DMAPROBE_MAP_KIND_PHYS && !DMAPROBE_HAVE_DMA_MAP_PHYS)
 		return -EOPNOTSUPP;
 
 	struct dmaprobe_buffer *buf __free(dmaprobe_buffer_put) =
@@ -271,7 +271,9 @@ int dmaprobe_op_map_resource(struct dmaprobe_ucmd *ucmd)
 		return -EINVAL;
 	ret = dmaprobe_bar_range(dd, cmd->bar, cmd->offset, cmd->length, &phys);
 	if (!ret && !dmaprobe_translates(dd))
-		ret = check_direct(dd, phys, cmd->length, DMA_TO_DEVICE, false);
+		ret = check_direct(dd, DMAPROBE_HAVE_DMA_MAP_PHYS ?
+				   phys_to_dma(&dd->pdev->dev, phys) : phys,
+				   cmd->length, DMA_TO_DEVICE, false);
 	if (ret)
 		return ret;
 	m = map_add(ucmd, MAP_RESOURCE, cmd->dir, cmd->attrs, NULL, phys, cmd->length);

@@ -7,7 +7,6 @@
 #include <linux/mm.h>
 #include <linux/moduleparam.h>
 #include <linux/overflow.h>
-#include <linux/sched/signal.h>
 #include <linux/sched/user.h>
 #include <linux/slab.h>
 #include <linux/sort.h>
@@ -133,7 +132,8 @@ static unsigned long lower_bound(const struct dmaprobe_memory *mem, unsigned lon
 	return low;
 }
 
-static bool find(const struct dmaprobe_memory *mem, phys_addr_t phys, u64 expected, u64 *offset)
+static bool memory_find(const struct dmaprobe_memory *mem, phys_addr_t phys,
+			u64 expected, u64 *offset)
 {
 	unsigned long pfn = PHYS_PFN(phys), i;
 
@@ -169,7 +169,7 @@ bool dmaprobe_memory_find(const struct dmaprobe_memory *mem, phys_addr_t phys,
 {
 	if (!mem->pages || !mem->nr_pages)
 		return false;
-	if (find(mem, phys, expected, offset)) {
+	if (memory_find(mem, phys, expected, offset)) {
 		*length = min(*length, mem->length - *offset);
 		return true;
 	}
@@ -187,7 +187,7 @@ struct dmaprobe_memory *dmaprobe_memory_get(struct dmaprobe_ucmd *ucmd, u32 id)
 	id = dmaprobe_resolve_id(ucmd, id);
 	guard(rcu)();
 	obj = xa_load(&ucmd->session->objects, id);
-	if (!obj || !obj->type->has_pages || !refcount_inc_not_zero(&obj->refs))
+	if (!obj || !obj->type->has_pages || !dmaprobe_object_tryget(obj))
 		return ERR_PTR(-ENOENT);
 	return container_of(obj, struct dmaprobe_memory, obj);
 }
@@ -212,7 +212,7 @@ int dmaprobe_mmap(struct file *file, struct vm_area_struct *vma)
 	if (!(vma->vm_flags & VM_SHARED))
 		return -EINVAL;
 
-	/* Nothing but memory: its last reference may be put without the device. */
+	/* Without the group's lock: only of memory may the last reference be put like this. */
 	mem = dmaprobe_memory_get(&lookup, vma->vm_pgoff >> (MMAP_ID_SHIFT - PAGE_SHIFT));
 	if (IS_ERR(mem))
 		return PTR_ERR(mem);
@@ -237,7 +237,7 @@ static int copy_part(struct dmaprobe_ucmd *ucmd, const struct dmaprobe_copy_part
 	struct dmaprobe_object *obj;
 	int ret = -ENOENT;
 
-	guard(rwsem_read)(&ucmd->session->dd->group->lock);
+	guard(dmaprobe_group)(ucmd->session->dd->group);
 	if (ucmd->session->dd->unplugged)
 		return -ENODEV;
 	obj = dmaprobe_object_get(ucmd, cmd->id, NULL);
@@ -273,7 +273,7 @@ int dmaprobe_op_copy(struct dmaprobe_ucmd *ucmd)
 		};
 		int ret;
 
-		if (fatal_signal_pending(current))
+		if (dmaprobe_cancelled())
 			return -EINTR;
 		cond_resched();
 		if (cmd->dir == DMAPROBE_COPY_WRITE && copy_from_user(data, user, part.length))

@@ -2,6 +2,7 @@
 /*
  * Ids and lifetime of what a session holds: see struct dmaprobe_object_type.
  */
+#include <linux/jiffies.h>
 #include <linux/moduleparam.h>
 #include <linux/nospec.h>
 #include <linux/rcupdate_wait.h>
@@ -9,18 +10,19 @@
 
 #include "private.h"
 
+/* How long a teardown has the group before others that wait get their turn, in jiffies. */
+#define TEARDOWN_STRETCH	msecs_to_jiffies(10)
+
 static unsigned int device_max_addresses = 65536;
 module_param(device_max_addresses, uint, 0644);
 MODULE_PARM_DESC(device_max_addresses,
 		 "DMA addresses that the unprivileged sessions of a device may hold together");
 
 /*
- * Count a DMA address that a session is about to make.
- *
- * Behind each address are a node of the kernel's IOVA allocator, whose searches take
- * longer the more there are, and page tables. Nobody is charged for these. Returns 0;
- * -EPERM while the limits of the device are those of a privileged session, and this one
- * is not; -ENOSPC when there are too many.
+ * Count DMA addresses that a session is about to make: behind each are a node of the IOVA
+ * allocator, whose searches take longer the more there are, and page tables, for which
+ * nobody is charged. Returns 0; -EPERM while the limits of the device are those of a
+ * privileged session, and this one is not; -ENOSPC when there are too many.
  */
 int dmaprobe_address_get(struct dmaprobe_session *s, u32 n)
 {
@@ -70,9 +72,7 @@ int dmaprobe_object_add(struct dmaprobe_session *s, struct dmaprobe_object *obj,
 	ret = obj->nr_addresses ? dmaprobe_address_get(s, obj->nr_addresses) : 0;
 	if (ret)
 		return ret;
-	/* As for what the object holds already, nobody is killed to make room. */
-	ret = xa_alloc(&s->objects, &obj->id, obj, XA_LIMIT(1, INT_MAX),
-		       GFP_KERNEL_ACCOUNT | __GFP_NOWARN | __GFP_RETRY_MAYFAIL);
+	ret = xa_alloc(&s->objects, &obj->id, obj, XA_LIMIT(1, INT_MAX), DMAPROBE_GFP);
 	if (ret)
 		dmaprobe_address_put(s, obj->nr_addresses);
 	return ret == -EBUSY ? -ENOMEM : ret;
@@ -97,12 +97,11 @@ void dmaprobe_object_made(struct dmaprobe_ucmd *ucmd, struct dmaprobe_object *ob
 static void object_free(struct dmaprobe_object *obj)
 {
 	struct dmaprobe_session *s = obj->session;
-	const struct dmaprobe_object_type *type = obj->type;
+	u32 nr = obj->type->revoke ? 0 : obj->nr_addresses;
 
-	type->release(obj);
-	if (type->has_address && !type->revoke)
-		dmaprobe_address_put(s, obj->nr_addresses);
-	kfree_rcu(obj, rcu);
+	obj->type->release(obj);
+	if (nr)
+		dmaprobe_address_put(s, nr);
 }
 
 /* Let lookups find an object, unless teardown has taken it since it was added. */
@@ -113,7 +112,7 @@ void dmaprobe_object_show(struct dmaprobe_session *s, u32 id)
 	xa_lock(&s->objects);
 	obj = xa_load(&s->objects, id);
 	if (obj)
-		refcount_set(&obj->refs, 1);
+		refcount_set_release(&obj->refs, 1);
 	xa_unlock(&s->objects);
 }
 
@@ -150,7 +149,7 @@ dmaprobe_object_get(struct dmaprobe_ucmd *ucmd, u32 id, const struct dmaprobe_ob
 	id = dmaprobe_resolve_id(ucmd, id);
 	guard(rcu)();
 	obj = xa_load(&ucmd->session->objects, id);
-	if (!obj || (type && obj->type != type) || !refcount_inc_not_zero(&obj->refs))
+	if (!obj || (type && obj->type != type) || !dmaprobe_object_tryget(obj))
 		return ERR_PTR(-ENOENT);
 	if (!ucmd->id)
 		ucmd->id = id;
@@ -167,8 +166,9 @@ void dmaprobe_object_put(struct dmaprobe_object *obj)
  * Release an object of a type that the command @cmd ends, unless somebody else holds a
  * reference; @attrs become its attributes.
  */
-static int destroy(struct dmaprobe_ucmd *ucmd, u32 id, unsigned int cmd, u64 attrs)
+static int object_destroy(struct dmaprobe_ucmd *ucmd, u32 id, unsigned int cmd, u64 attrs)
 {
+	/* Found and taken out in one walk. */
 	XA_STATE(xas, &ucmd->session->objects, dmaprobe_resolve_id(ucmd, id));
 	struct dmaprobe_object *obj;
 
@@ -185,6 +185,7 @@ static int destroy(struct dmaprobe_ucmd *ucmd, u32 id, unsigned int cmd, u64 att
 			return -EAGAIN;
 		if (!refcount_dec_if_one(&obj->refs))
 			return -EBUSY;
+		smp_acquire__after_ctrl_dep();	/* what others did before they put it */
 		xas_store(&xas, NULL);
 	}
 	obj->attrs = attrs;
@@ -196,7 +197,7 @@ int dmaprobe_op_destroy(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_destroy *cmd = ucmd->cmd;
 
-	return destroy(ucmd, cmd->id, DMAPROBE_DESTROY, 0);
+	return object_destroy(ucmd, cmd->id, DMAPROBE_DESTROY, 0);
 }
 
 int dmaprobe_op_unmap(struct dmaprobe_ucmd *ucmd)
@@ -205,7 +206,21 @@ int dmaprobe_op_unmap(struct dmaprobe_ucmd *ucmd)
 	int ret;
 
 	ret = dmaprobe_check_attrs(cmd->attrs, DMAPROBE_MAP_ATTRS | DMAPROBE_ATTR_CC_SHARED);
-	return ret ?: destroy(ucmd, cmd->id, DMAPROBE_UNMAP, cmd->attrs);
+	return ret ?: object_destroy(ucmd, cmd->id, DMAPROBE_UNMAP, cmd->attrs);
+}
+
+/*
+ * Let others have the group between two parts of a teardown. Not after each: who has waited
+ * for us makes us wait in turn.
+ */
+static void teardown_pause(struct dmaprobe_group *group, unsigned long *since)
+{
+	cond_resched();
+	if (!rwsem_is_contended(&group->lock) || time_before(jiffies, *since + TEARDOWN_STRETCH))
+		return;
+	up_read(&group->lock);
+	down_read(&group->lock);
+	*since = jiffies;
 }
 
 /*
@@ -216,6 +231,7 @@ int dmaprobe_op_unmap(struct dmaprobe_ucmd *ucmd)
 void dmaprobe_objects_teardown(struct dmaprobe_session *s)
 {
 	struct dmaprobe_group *group = s->dd->group;
+	unsigned long since = jiffies;
 	struct dmaprobe_object *obj;
 	unsigned long id;
 
@@ -223,7 +239,7 @@ void dmaprobe_objects_teardown(struct dmaprobe_session *s)
 	down_read(&group->lock);
 	xa_for_each(&s->objects, id, obj) {
 		while (obj->type->drain && obj->type->drain(obj))
-			dmaprobe_group_relax(group);
+			teardown_pause(group, &since);
 		if (obj->type->close_mmaps) {
 			up_read(&group->lock);
 			obj->type->close_mmaps(obj);
@@ -236,7 +252,7 @@ void dmaprobe_objects_teardown(struct dmaprobe_session *s)
 			dmaprobe_object_put(obj);
 		else
 			object_free(obj);
-		dmaprobe_group_relax(group);
+		teardown_pause(group, &since);
 	}
 	up_read(&group->lock);
 	WARN_ON(!xa_empty(&s->objects));

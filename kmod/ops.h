@@ -21,7 +21,7 @@ OP(SET_SEGMENTS, set_segments, segment_boundary_mask, .exclusive = true, .may_bl
 	    DMAPROBE_SET_SEGMENTS_MIN_ALIGN)
 OP(ENABLE, enable, __reserved, .self_locked = true, .may_block = true)
 OP(DESTROY, destroy, __reserved, .may_block = true)
-OP(BUFFER_ALLOC, buffer_alloc, offset, .flags = DMAPROBE_BUFFER_NODE, .self_locked = true,
+OP(BUFFER_ALLOC, buffer_alloc, offset, .flags = DMAPROBE_BUFFER_ALLOC_NODE, .self_locked = true,
    .may_block = true, .writeback = true)
 OP(BUFFER_PIN, buffer_pin, __reserved, .flags = DMAPROBE_BUFFER_PIN_READ_ONLY,
    .self_locked = true, .may_block = true, .writeback = true)

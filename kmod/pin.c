@@ -3,7 +3,6 @@
  * Buffers of the program's own memory.
  */
 #include <linux/mm.h>
-#include <linux/sched/signal.h>
 #include <linux/sizes.h>
 #include <linux/uaccess.h>
 
@@ -45,6 +44,9 @@ static int charge_folios(struct dmaprobe_session *s, struct dmaprobe_buffer *buf
 	for (i = mem->nr_pages - n; i < mem->nr_pages; i++) {
 		struct folio *folio = page_folio(mem->pages[i]);
 
+		/* Memory of a device, for which the DMA API has other ways. */
+		if (is_zone_device_page(mem->pages[i]))
+			return -EFAULT;
 		if (!folio_test_large(folio) && folio_ref_count(folio) > PIN_MAX_REFS)
 			return -ENOMEM;
 		if (folio != *last || !folio_test_large(folio))
@@ -60,8 +62,8 @@ static int charge_folios(struct dmaprobe_session *s, struct dmaprobe_buffer *buf
 	return 0;
 }
 
-static int pin(struct dmaprobe_session *s, struct dmaprobe_buffer *buf,
-	       unsigned long addr, unsigned long nr)
+static int pin_pages(struct dmaprobe_session *s, struct dmaprobe_buffer *buf,
+		     unsigned long addr, unsigned long nr)
 {
 	unsigned int flags = FOLL_LONGTERM | (buf->read_only ? 0 : FOLL_WRITE);
 	struct dmaprobe_memory *mem = &buf->mem;
@@ -72,12 +74,12 @@ static int pin(struct dmaprobe_session *s, struct dmaprobe_buffer *buf,
 		unsigned long n = min(nr - mem->nr_pages, PIN_BATCH);
 		int got, ret;
 
-		if (fatal_signal_pending(current))
+		if (dmaprobe_cancelled())
 			return -EINTR;
 		got = pin_user_pages_fast(addr + (mem->nr_pages << PAGE_SHIFT),
 					  n, flags, mem->pages + mem->nr_pages);
 		if (got <= 0) {
-			if (fatal_signal_pending(current))
+			if (dmaprobe_cancelled())
 				return -EINTR;
 			/* The last two: no memory to move the pages to. */
 			return got == -ENOMEM || got == -EAGAIN || got == -EBUSY ?
@@ -116,7 +118,7 @@ int dmaprobe_op_buffer_pin(struct dmaprobe_ucmd *ucmd)
 	buf->pinned = true;
 	buf->read_only = cmd->flags & DMAPROBE_BUFFER_PIN_READ_ONLY;
 
-	ret = pin(s, buf, cmd->addr & PAGE_MASK, nr);
+	ret = pin_pages(s, buf, cmd->addr & PAGE_MASK, nr);
 	if (!ret)
 		ret = dmaprobe_buffer_add(ucmd, buf);
 	if (ret) {

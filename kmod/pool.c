@@ -37,9 +37,6 @@ struct dmaprobe_block {
 	dma_addr_t addr;
 };
 
-static_assert(offsetof(struct dmaprobe_pool, obj) == 0);
-static_assert(offsetof(struct dmaprobe_block, obj) == 0);
-
 static void pool_release(struct dmaprobe_object *obj)
 {
 	struct dmaprobe_pool *p = container_of(obj, struct dmaprobe_pool, obj);
@@ -47,6 +44,7 @@ static void pool_release(struct dmaprobe_object *obj)
 	dma_pool_destroy(p->pool);
 	dmaprobe_uncharge(obj->session, p->nr_chunks * p->chunk_pages);
 	mutex_destroy(&p->lock);
+	kfree_rcu(p, obj.rcu);
 }
 
 static const struct dmaprobe_object_type pool_type = {
@@ -66,6 +64,7 @@ static void block_release(struct dmaprobe_object *obj)
 		p->nr_blocks--;
 	}
 	dmaprobe_object_put(&p->obj);
+	kfree_rcu(b, obj.rcu);
 }
 
 static int block_copy(struct dmaprobe_object *obj, const struct dmaprobe_copy *cmd,
@@ -117,13 +116,14 @@ int dmaprobe_op_pool_create(struct dmaprobe_ucmd *ucmd)
 	if (!capable(CAP_SYS_RAWIO))
 		return -EPERM;
 
-	p = kzalloc_obj(*p, GFP_KERNEL_ACCOUNT);
+	p = kzalloc_obj(*p, DMAPROBE_GFP);
 	if (!p)
 		return -ENOMEM;
 	mutex_init(&p->lock);
 	p->block_size = cmd->block_size;
 	if (size > PAGE_SIZE) {
-		p->chunk_pages = PFN_UP(size);
+		p->chunk_pages = dmaprobe_translates(s->dd) ? PFN_UP(size) :
+				 1U << get_order(size);
 		p->chunk_blocks = 1;
 	} else {
 		boundary = min_t(u64, cmd->boundary ?: PAGE_SIZE, PAGE_SIZE);
@@ -166,9 +166,7 @@ static int take_block(struct dmaprobe_session *s, struct dmaprobe_block *b)
 		if (ret)
 			return ret;
 	}
-	b->cpu = dma_pool_zalloc(p->pool,
-				 GFP_KERNEL_ACCOUNT | __GFP_NOWARN |
-				 __GFP_RETRY_MAYFAIL, &b->addr);
+	b->cpu = dma_pool_zalloc(p->pool, DMAPROBE_ALLOC_GFP, &b->addr);
 	if (!b->cpu) {
 		if (grow)
 			dmaprobe_uncharge(s, p->chunk_pages);
@@ -190,7 +188,7 @@ int dmaprobe_op_pool_alloc(struct dmaprobe_ucmd *ucmd)
 	pool = dmaprobe_object_get(ucmd, cmd->pool_id, &pool_type);
 	if (IS_ERR(pool))
 		return PTR_ERR(pool);
-	b = kzalloc_obj(*b, GFP_KERNEL_ACCOUNT);
+	b = kzalloc_obj(*b, DMAPROBE_GFP);
 	if (!b) {
 		ret = -ENOMEM;
 		goto err_pool;

@@ -7,9 +7,11 @@
  *
  * Lock order:
  *
+ *	vfio_device_set::lock		VFIO's: what it resets together, opens and closes
  *	dmaprobe_device::lock		the list of sessions; unplug, open and close
  *	  registers_lock		who has the registers: sessions or VFIO
  *	  dmaprobe_session::teardown	one teardown of a session at a time
+ *	    dmaprobe_group::turn	calls that want the next one for writing
  *	    dmaprobe_group::lock	read: whatever changes page tables; write: unplug,
  *					changing limits, walking page tables
  *	      dmaprobe_iova::lock	one IOVA space
@@ -39,6 +41,7 @@
 #include <linux/pci.h>
 #include <linux/refcount.h>
 #include <linux/rwsem.h>
+#include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/types.h>
 #include <linux/uidgid.h>
@@ -65,6 +68,9 @@ struct dmaprobe_group {
 	struct iommu_domain *domain;
 	unsigned int users;
 	struct rw_semaphore lock;
+
+	/* Whoever else wants the lock waits for one call that writes, not for many. */
+	struct mutex turn;
 
 	/*
 	 * Held by a walk of the page tables, and when an exporter takes a dma-buf's
@@ -93,7 +99,7 @@ struct dmaprobe_device {
 	struct pci_dev *pdev;		/* until everything is torn down */
 
 	/* Written with dmaprobe_group::lock held for writing. */
-	bool unplugged;
+	bool unplugged;			/* without that lock: READ_ONCE() */
 	bool widened;			/* limits that take a privilege are set */
 	void *spare;			/* see limits.c */
 	dma_addr_t spare_addr;
@@ -106,11 +112,8 @@ struct dmaprobe_device {
 	struct list_head sessions;
 
 	/* Who has the registers, under a lock of vfio.c. */
-	struct list_head registers;	/* the bound devices */
-	const struct pci_bus *bus;	/* that VFIO may reset; or NULL */
 	unsigned int enable_users;
-	bool resting;			/* being reset for the next user */
-	bool vfio_open;
+	bool resetting;			/* for the next user */
 	bool used;			/* since it was bound, */
 	kuid_t used_by;			/* and last by whom; invalid: several, or VFIO */
 };
@@ -142,7 +145,7 @@ struct dmaprobe_ucmd {
 	void *cmd;
 	struct dmaprobe_run_state *run;	/* the run it is in, or NULL */
 
-	/* What it made, hidden until the caller has its answer: see reply(). */
+	/* What it made, hidden until the caller has its answer: see ucmd_reply(). */
 	u32 made;			/* id of an object, or 0 */
 	struct file *file;		/* with a reference, or NULL */
 	int fd;				/* reserved for it */
@@ -172,8 +175,9 @@ struct dmaprobe_run_state {
  * one more.
  *
  * release() runs when the last reference is put, with dmaprobe_group::lock held
- * for reading. Memory is the exception, since an mmap or a walk can hold it longer:
- * its release() must not need device or lock unless it was never revoked.
+ * for reading, and ends with kfree_rcu(), since lookups may still look. Memory can
+ * be held longer, by an mmap or a walk: its release() must not need device or lock
+ * unless it was never revoked.
  */
 struct dmaprobe_object_type {
 	void (*release)(struct dmaprobe_object *obj);
@@ -223,8 +227,8 @@ struct dmaprobe_object {
 	struct rcu_head rcu;
 	refcount_t refs;
 	u32 id;
-	u32 attrs;		/* of a mapping: DMAPROBE_ATTR_* */
 	u32 nr_addresses;	/* 0: by its type */
+	u64 attrs;		/* of a mapping: DMAPROBE_ATTR_* */
 };
 
 /* Marks objects with pages in the table, for searches by page. */
@@ -245,6 +249,12 @@ dmaprobe_object_get(struct dmaprobe_ucmd *ucmd, u32 id, const struct dmaprobe_ob
 void dmaprobe_object_put(struct dmaprobe_object *obj);
 void dmaprobe_objects_teardown(struct dmaprobe_session *s);
 
+/* Hold an object of the table, unless it is hidden or about to go: it is complete then. */
+static inline bool dmaprobe_object_tryget(struct dmaprobe_object *obj)
+{
+	return refcount_inc_not_zero_acquire(&obj->refs);
+}
+
 /* Take another reference; the caller must hold one. */
 static inline void dmaprobe_object_hold(struct dmaprobe_object *obj)
 {
@@ -261,6 +271,20 @@ unsigned long dmaprobe_map_attrs(const struct dmaprobe_session *s, u64 attrs);
 /* memory.c */
 
 /*
+ * What is allocated under dmaprobe_group::lock, for which others may wait: nothing is written
+ * out to make room, nobody is killed, and nothing is logged. A failure is the caller's to
+ * deal with. What the DMA API allocates is not charged to the memory cgroup, which can put
+ * the caller to sleep for that; the session's limits count.
+ */
+#define DMAPROBE_GFP		(GFP_KERNEL_ACCOUNT | __GFP_NOWARN | __GFP_NORETRY)
+#define DMAPROBE_ALLOC_GFP	(GFP_KERNEL | __GFP_ZERO | __GFP_NOWARN | __GFP_NORETRY)
+
+DEFINE_LOCK_GUARD_1(dmaprobe_group, struct dmaprobe_group,
+		    ({ down_read(&_T->lock->lock); _T->noio = memalloc_noio_save(); }),
+		    ({ memalloc_noio_restore(_T->noio); up_read(&_T->lock->lock); }),
+		    unsigned int noio)
+
+/*
  * The common part of objects that are made of pages: @length bytes from
  * @first_offset on, of the pages one after the other. Offsets in an object count
  * from its first byte.
@@ -273,8 +297,6 @@ struct dmaprobe_memory {
 	u64 length;
 	u32 first_offset;
 };
-
-static_assert(offsetof(struct dmaprobe_memory, obj) == 0);
 
 int dmaprobe_charge(struct dmaprobe_session *s, unsigned long nr);
 void dmaprobe_uncharge(struct dmaprobe_session *s, unsigned long nr);
@@ -335,7 +357,7 @@ void dmaprobe_unpin(struct dmaprobe_session *s, struct dmaprobe_buffer *buf);
 
 /* alloc.c */
 
-/* How many imports, and how many mmap()s, revoking an allocation has to undo. */
+/* How many dma-bufs, imports of them and mmap()s revoking an allocation has to undo. */
 #define DMAPROBE_MAX_USERS	1024
 
 struct dmaprobe_allocation {
@@ -357,6 +379,7 @@ struct dmaprobe_allocation {
 	struct list_head views;
 
 	struct mutex exports_lock;	/* outside of the reservation locks */
+	unsigned int nr_exports;
 	struct list_head exports;
 };
 
@@ -432,10 +455,7 @@ static inline bool dmaprobe_translates(const struct dmaprobe_device *dd)
 	return dd->domain && (dd->domain->type & __IOMMU_DOMAIN_DMA_API);
 }
 
-/*
- * The smallest unit the IOMMU maps, never larger than a CPU page. An identity
- * domain may have no page sizes at all.
- */
+/* The smallest unit the IOMMU maps. An identity domain may have no page sizes at all. */
 static inline u64 dmaprobe_granule(const struct dmaprobe_device *dd)
 {
 	unsigned long sizes = dd->domain->pgsize_bitmap;
@@ -443,10 +463,7 @@ static inline u64 dmaprobe_granule(const struct dmaprobe_device *dd)
 	return sizes ? 1ULL << __ffs(sizes) : PAGE_SIZE;
 }
 
-/*
- * Whether the device takes that many bytes as one segment. Calls that make one of
- * all they are given do not look at its limits themselves.
- */
+/* Whether the device takes so many bytes as one segment. Not all calls look themselves. */
 static inline bool dmaprobe_one_segment(struct device *dev, u64 length)
 {
 	length = PAGE_ALIGN(length);
@@ -461,9 +478,8 @@ static inline bool dmaprobe_valid_dir(u32 dir)
 }
 
 /*
- * Whether a call was cancelled: its process is being killed, or it runs in the
- * worker of a ring, which is notified rather than signalled. The notifications by
- * which io_uring wakes any other thread do not count.
+ * Whether a call was cancelled: its process is being killed, or it runs in a ring's
+ * worker, which is notified. The notifications of other threads do not count.
  */
 static inline bool dmaprobe_cancelled(void)
 {
@@ -475,16 +491,6 @@ static inline bool dmaprobe_cancelled(void)
 static inline bool dmaprobe_interrupted(void)
 {
 	return task_sigpending(current) || dmaprobe_cancelled();
-}
-
-/* Let others have the group between two parts of a long piece of work. */
-static inline void dmaprobe_group_relax(struct dmaprobe_group *group)
-{
-	if (need_resched() || rwsem_is_contended(&group->lock)) {
-		up_read(&group->lock);
-		cond_resched();
-		down_read(&group->lock);
-	}
 }
 
 #endif /* DMAPROBE_PRIVATE_H */

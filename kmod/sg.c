@@ -7,7 +7,6 @@
  */
 #include <linux/dma-map-ops.h>
 #include <linux/scatterlist.h>
-#include <linux/sched/signal.h>
 #include <linux/slab.h>
 
 #include "compat.h"
@@ -16,7 +15,7 @@
 /* The IOVA space of a list, at most: the kernel maps it without a pause. */
 #define LIST_MAX_LENGTH		SZ_1G
 
-struct dmaprobe_list {
+struct dmaprobe_sg {
 	struct dmaprobe_object obj;
 	struct sg_table sgt;
 	struct xarray buffers;		/* by id */
@@ -26,31 +25,29 @@ struct dmaprobe_list {
 	u8 dir;
 };
 
-static_assert(offsetof(struct dmaprobe_list, obj) == 0);
-
-static int list_map(struct device *dev, struct dmaprobe_list *list)
+static int list_map(struct device *dev, struct dmaprobe_sg *list)
 {
 	unsigned long attrs = dmaprobe_map_attrs(list->obj.session, list->obj.attrs);
 	struct sg_table *sgt = &list->sgt;
 
-	if (list->kind == DMAPROBE_MAP_SG_TABLE)
+	if (list->kind == DMAPROBE_MAP_SG_KIND_TABLE)
 		return dma_map_sgtable(dev, sgt, list->dir, attrs);
 	sgt->nents = dma_map_sg_attrs(dev, sgt->sgl, sgt->orig_nents, list->dir, attrs);
 	return sgt->nents ? 0 : -EIO;
 }
 
-static void list_unmap(struct device *dev, struct dmaprobe_list *list)
+static void list_unmap(struct device *dev, struct dmaprobe_sg *list)
 {
 	unsigned long attrs = dmaprobe_map_attrs(list->obj.session, list->obj.attrs);
 	struct sg_table *sgt = &list->sgt;
 
-	if (list->kind == DMAPROBE_MAP_SG_TABLE)
+	if (list->kind == DMAPROBE_MAP_SG_KIND_TABLE)
 		dma_unmap_sgtable(dev, sgt, list->dir, attrs);
 	else
 		dma_unmap_sg_attrs(dev, sgt->sgl, sgt->orig_nents, list->dir, attrs);
 }
 
-static void list_clear(struct dmaprobe_list *list)
+static void list_clear(struct dmaprobe_sg *list)
 {
 	struct dmaprobe_buffer *buf;
 	unsigned long id;
@@ -64,21 +61,22 @@ static void list_clear(struct dmaprobe_list *list)
 
 static void list_release(struct dmaprobe_object *obj)
 {
-	struct dmaprobe_list *list = container_of(obj, struct dmaprobe_list, obj);
+	struct dmaprobe_sg *list = container_of(obj, struct dmaprobe_sg, obj);
 
 	list_unmap(dmaprobe_dma_dev(obj->session), list);
 	list_clear(list);
+	kfree_rcu(list, obj.rcu);
 }
 
 static int list_sync(struct dmaprobe_object *obj, const struct dmaprobe_sync *cmd)
 {
-	struct dmaprobe_list *list = container_of(obj, struct dmaprobe_list, obj);
+	struct dmaprobe_sg *list = container_of(obj, struct dmaprobe_sg, obj);
 	struct device *dev = dmaprobe_dma_dev(obj->session);
 	struct sg_table *sgt = &list->sgt;
 
 	if (cmd->offset || cmd->length != list->length)
 		return -EINVAL;
-	if (list->kind == DMAPROBE_MAP_SG_TABLE) {
+	if (list->kind == DMAPROBE_MAP_SG_KIND_TABLE) {
 		if (cmd->target == DMAPROBE_SYNC_FOR_CPU)
 			dma_sync_sgtable_for_cpu(dev, sgt, list->dir);
 		else
@@ -94,7 +92,7 @@ static int list_sync(struct dmaprobe_object *obj, const struct dmaprobe_sync *cm
 
 static int list_segments(struct dmaprobe_object *obj, struct dmaprobe_ucmd *ucmd)
 {
-	struct dmaprobe_list *list = container_of(obj, struct dmaprobe_list, obj);
+	struct dmaprobe_sg *list = container_of(obj, struct dmaprobe_sg, obj);
 
 	return dmaprobe_reply_segments(ucmd, list->sgt.sgl, list->sgt.nents);
 }
@@ -111,23 +109,18 @@ static const struct dmaprobe_object_type list_type = {
 
 /* Find a buffer and hold it with the list. */
 static struct dmaprobe_buffer *list_hold(struct dmaprobe_ucmd *ucmd,
-					 struct dmaprobe_list *list, u32 id)
+					 struct dmaprobe_sg *list, u32 id)
 {
 	struct dmaprobe_buffer *buf = dmaprobe_buffer_get(ucmd, id);
 	int ret;
 
 	if (IS_ERR(buf))
 		return buf;
-	if (xa_load(&list->buffers, buf->mem.obj.id)) {
-		dmaprobe_buffer_put(buf);
+	ret = xa_insert(&list->buffers, buf->mem.obj.id, buf, DMAPROBE_GFP);
+	if (!ret)
 		return buf;
-	}
-	ret = xa_err(xa_store(&list->buffers, buf->mem.obj.id, buf, GFP_KERNEL_ACCOUNT));
-	if (ret) {
-		dmaprobe_buffer_put(buf);
-		return ERR_PTR(ret);
-	}
-	return buf;
+	dmaprobe_buffer_put(buf);
+	return ret == -EBUSY ? buf : ERR_PTR(ret);
 }
 
 /*
@@ -170,7 +163,7 @@ static int lay_out(const struct dmaprobe_device *dd, struct dmaprobe_layout *lay
 	phys_addr_t unused;
 	int ret;
 
-	if (lay->length && pad && pad < length - 1) {
+	if (pad && pad < length - 1) {
 		ret = dmaprobe_buffer_range(lay->buf, lay->offset, lay->reach + pad, dir, &unused);
 		if (ret)
 			return ret;
@@ -184,7 +177,7 @@ static int lay_out(const struct dmaprobe_device *dd, struct dmaprobe_layout *lay
 }
 
 static int list_fill(struct dmaprobe_ucmd *ucmd,
-		     struct dmaprobe_list *list,
+		     struct dmaprobe_sg *list,
 		     const struct dmaprobe_sg_entry *entry)
 {
 	const struct dmaprobe_device *dd = ucmd->session->dd;
@@ -196,7 +189,7 @@ static int list_fill(struct dmaprobe_ucmd *ucmd,
 		struct dmaprobe_buffer *buf;
 		phys_addr_t phys;
 
-		if (fatal_signal_pending(current))
+		if (dmaprobe_cancelled())
 			return -EINTR;
 		cond_resched();
 		if (entry->__reserved)
@@ -218,7 +211,7 @@ static int list_fill(struct dmaprobe_ucmd *ucmd,
 }
 
 /* Whether dma_sync_sg_*() has work to do, which no call of the kernel reports. */
-static bool list_need_sync(struct device *dev, const struct dmaprobe_list *list)
+static bool list_need_sync(struct device *dev, const struct dmaprobe_sg *list)
 {
 	struct scatterlist *sg;
 	int i;
@@ -231,7 +224,7 @@ static bool list_need_sync(struct device *dev, const struct dmaprobe_list *list)
 }
 
 /* Map a list whose table is there, with the device there. */
-static int list_add_mapped(struct dmaprobe_ucmd *ucmd, struct dmaprobe_list *list,
+static int list_add_mapped(struct dmaprobe_ucmd *ucmd, struct dmaprobe_sg *list,
 			   const struct dmaprobe_sg_entry *entries)
 {
 	struct dmaprobe_map_sg *cmd = ucmd->cmd;
@@ -242,8 +235,6 @@ static int list_add_mapped(struct dmaprobe_ucmd *ucmd, struct dmaprobe_list *lis
 	ret = dmaprobe_check_map_attrs(s, cmd->attrs, DMAPROBE_MAP_ATTRS);
 	if (ret)
 		return ret;
-	if (cmd->kind > DMAPROBE_MAP_SG_TABLE || !dmaprobe_valid_dir(cmd->dir))
-		return -EINVAL;
 	ret = list_fill(ucmd, list, entries);
 	if (ret)
 		return ret;
@@ -272,10 +263,11 @@ int dmaprobe_op_map_sg(struct dmaprobe_ucmd *ucmd)
 	const struct dmaprobe_map_sg *cmd = ucmd->cmd;
 	struct dmaprobe_session *s = ucmd->session;
 	struct dmaprobe_sg_entry *entries;
-	struct dmaprobe_list *list;
+	struct dmaprobe_sg *list;
 	int ret;
 
-	if (!cmd->nr_entries || cmd->nr_entries > DMAPROBE_MAP_SG_MAX)
+	if (!cmd->nr_entries || cmd->nr_entries > DMAPROBE_MAP_SG_MAX ||
+	    cmd->kind > DMAPROBE_MAP_SG_KIND_TABLE || !dmaprobe_valid_dir(cmd->dir))
 		return -EINVAL;
 	list = kzalloc_obj(*list, GFP_KERNEL_ACCOUNT);
 	if (!list)
@@ -294,9 +286,8 @@ int dmaprobe_op_map_sg(struct dmaprobe_ucmd *ucmd)
 	ret = PTR_ERR_OR_ZERO(entries) ?:
 	      sg_alloc_table(&list->sgt, cmd->nr_entries, GFP_KERNEL_ACCOUNT);
 	if (!ret) {
-		down_read(&s->dd->group->lock);
+		guard(dmaprobe_group)(s->dd->group);
 		ret = s->dd->unplugged ? -ENODEV : list_add_mapped(ucmd, list, entries);
-		up_read(&s->dd->group->lock);
 	}
 	if (!IS_ERR(entries))
 		kvfree(entries);

@@ -77,9 +77,10 @@ static int read_tables(struct dmaprobe_walk *w, u64 iova)
 	struct dmaprobe_device *dd = w->ucmd->session->dd;
 	int ret;
 
+	cond_resched();
+	guard(mutex)(&dd->group->turn);
 	if (dmaprobe_interrupted())
 		return -EINTR;
-	cond_resched();
 	guard(rwsem_write)(&dd->group->lock);
 	if (dd->unplugged)
 		return -ENODEV;
@@ -109,7 +110,7 @@ static void set_memory(struct dmaprobe_walk *w, struct dmaprobe_memory *mem)
 }
 
 /*
- * Find the memory at @phys. *@length, at most up to the end of the page, shrinks to the
+ * Find the memory at @phys: 1, 0 or -EINTR. *@length, at most up to the end of the page, shrinks to the
  * bytes that are alike.
  */
 static int find_memory(struct dmaprobe_walk *w, phys_addr_t phys, u64 *offset, u64 *length)
@@ -119,28 +120,26 @@ static int find_memory(struct dmaprobe_walk *w, phys_addr_t phys, u64 *offset, u
 	unsigned long id;
 
 	if (w->mem && dmaprobe_memory_find(w->mem, phys, w->expected, offset, length))
-		return true;
+		return 1;
 
 	xa_for_each_marked(&w->ucmd->session->objects, id, obj, DMAPROBE_MARK_PAGES) {
-		struct dmaprobe_memory *mem = dmaprobe_memory_get(w->ucmd, id);
+		struct dmaprobe_memory *mem;
 
-		if (dmaprobe_interrupted()) {
-			if (!IS_ERR(mem))
-				dmaprobe_object_put(&mem->obj);
+		if (dmaprobe_interrupted())
 			return -EINTR;
-		}
 		cond_resched();
+		mem = dmaprobe_memory_get(w->ucmd, id);
 		if (IS_ERR(mem))
 			continue;
 		if (dmaprobe_memory_find(mem, phys, 0, offset, &len)) {
 			set_memory(w, mem);
 			*length = len;
-			return true;
+			return 1;
 		}
 		dmaprobe_object_put(&mem->obj);
 	}
 	*length = min(*length, len);
-	return false;
+	return 0;
 }
 
 /* Describe the bytes from @iova to the end of its granule, or to the end. */

@@ -27,114 +27,85 @@ struct dmaprobe_vfio_device {
 	struct dmaprobe_device *dd;
 };
 
+static const struct vfio_device_ops dmaprobe_vfio_ops;
+
 static struct dmaprobe_device *to_dd(struct vfio_device *vdev)
 {
 	return container_of(vdev, struct dmaprobe_vfio_device, core.vdev)->dd;
 }
 
-#define REST_MS	200
+/* How long a function is left without bus mastering after a reset. */
+#define QUIET_MS	200
 
-/* Held for as long as it takes to enable a function, not for a reset. */
+/* Who enabled which function. Not held during a reset. */
 static DEFINE_MUTEX(registers_lock);
-static LIST_HEAD(registers_list);	/* bound devices, under registers_lock */
 
-/* Whether VFIO can reset one of the devices together with the other. */
-static bool reset_together(const struct dmaprobe_device *a, const struct dmaprobe_device *b)
+/* With the lock of the set held, by VFIO. */
+static bool sessions_have(const struct vfio_device_set *set)
 {
-	return a == b || (a->bus && a->bus == b->bus);
-}
+	const struct dmaprobe_device *dd;
+	struct vfio_device *vdev;
 
-/* Whether sessions have, or are about to have, any register that goes with @dd's. */
-static bool sessions_have(const struct dmaprobe_device *dd)
-{
-	struct dmaprobe_device *other;
-
-	list_for_each_entry(other, &registers_list, registers)
-		if (reset_together(dd, other) && (other->enable_users || other->resting))
+	list_for_each_entry(vdev, &set->device_list, dev_set_list) {
+		dd = vdev->ops == &dmaprobe_vfio_ops ? to_dd(vdev) : NULL;
+		if (dd && (dd->enable_users || dd->resetting))
 			return true;
+	}
 	return false;
 }
 
-/* Whether a sibling has, or is just getting, another driver of VFIO's. */
-static bool has_other_vfio_driver(struct pci_dev *pdev, const struct pci_driver *ours)
-{
-	bool found;
-
-	/* Ports manage their DMA as well, but VFIO never has them. */
-	if (pdev->hdr_type != PCI_HEADER_TYPE_NORMAL)
-		return false;
-	if (!device_trylock(&pdev->dev))
-		return true;
-	found = pdev->driver && pdev->driver != ours && pdev->driver->driver_managed_dma;
-	device_unlock(&pdev->dev);
-	return found;
-}
-
-/* Whether VFIO has any, or could: a sibling's other VFIO driver does not ask us. */
+/*
+ * Whether VFIO has a function that it may reset with this one; or could have one at any
+ * time, through another driver, which does not ask us.
+ */
 static bool vfio_has(const struct dmaprobe_device *dd)
 {
-	struct dmaprobe_device *other;
-	struct pci_dev *sibling = NULL;
-	bool found = false;
+	struct vfio_pci_core_device *core = dev_get_drvdata(&dd->pdev->dev);
+	struct vfio_device_set *set = core->vdev.dev_set;
+	struct vfio_device *vdev;
+	bool ret;
 
-	list_for_each_entry(other, &registers_list, registers)
-		if (reset_together(dd, other) && READ_ONCE(other->vfio_open))
-			return true;
-	while (!found && dd->bus && (sibling = pci_get_device(PCI_ANY_ID, PCI_ANY_ID, sibling)))
-		found = sibling->bus == dd->bus && sibling != dd->pdev &&
-			has_other_vfio_driver(sibling, dd->pdev->driver);
-	pci_dev_put(sibling);
-	return found;
+	/* Opening, closing or resetting one. */
+	if (!mutex_trylock(&set->lock))
+		return true;
+	ret = vfio_device_set_open_count(set);
+	list_for_each_entry(vdev, &set->device_list, dev_set_list)
+		ret |= vdev->ops != &dmaprobe_vfio_ops;
+	mutex_unlock(&set->lock);
+	return ret;
 }
 
 /*
  * Make sure that no DMA that another user has set up is left in the device: it would go on
  * with bus mastering, and could meet this user's mappings.
  */
-static int put_to_rest(const struct dmaprobe_device *dd, struct pci_dev *pdev)
+static int reset_for_next_user(const struct dmaprobe_device *dd, struct pci_dev *pdev)
 {
-	int ret = -ENODEV;
+	struct pci_dev *bridge = pci_upstream_bridge(pdev);
+	int ret = -EBUSY;
 
-	/* Under its lock the device stays ours. */
-	if (!device_trylock(&pdev->dev))
-		return -EBUSY;
-	if (!dd->unplugged) {
-		pci_cfg_access_lock(pdev);
-		ret = pci_reset_function_locked(pdev);
-		pci_cfg_access_unlock(pdev);
+	/* As pci_reset_function(); but unbinding holds the function's lock as long as it likes. */
+	if (bridge)
+		pci_dev_lock(bridge);
+	if (pci_dev_trylock(pdev)) {
+		/* Under its lock the function stays ours. */
+		ret = READ_ONCE(dd->unplugged) ? -ENODEV : pci_reset_function_locked(pdev);
+		pci_dev_unlock(pdev);
+		ret = ret && !capable(CAP_SYS_RAWIO) ? -EPERM : 0;
 	}
-	device_unlock(&pdev->dev);
-	if (ret && !capable(CAP_SYS_RAWIO))
-		return -EPERM;
+	if (bridge)
+		pci_dev_unlock(bridge);
 	/* What a reset leaves behind all the same ends without bus mastering. */
-	msleep(REST_MS);
-	return 0;
+	if (!ret)
+		msleep(QUIET_MS);
+	return ret;
 }
 
-static int enable(struct dmaprobe_session *s)
+static int registers_get(struct dmaprobe_session *s)
 {
 	struct dmaprobe_device *dd = s->dd;
 	int ret;
 
-	if (dd->unplugged)
-		return -ENODEV;
-	if (s->enabled)
-		return 0;
-	if (dd->resting || vfio_has(dd))
-		return -EBUSY;
-	if (!dd->enable_users && dd->used && !uid_eq(dd->used_by, s->uid)) {
-		struct pci_dev *pdev = pci_dev_get(dd->pdev);
-
-		/* This keeps everybody else away while the lock is not held. */
-		dd->resting = true;
-		mutex_unlock(&registers_lock);
-		ret = put_to_rest(dd, pdev);
-		pci_dev_put(pdev);
-		mutex_lock(&registers_lock);
-		dd->resting = false;
-		if (ret || dd->unplugged)
-			return dd->unplugged ? -ENODEV : ret;
-	}
 	if (!dd->enable_users) {
 		ret = pci_enable_device(dd->pdev);
 		if (ret)
@@ -149,10 +120,12 @@ static int enable(struct dmaprobe_session *s)
 	return 0;
 }
 
-static void disable(struct dmaprobe_session *s)
+/* End the use of registers and bus mastering by a session. */
+void dmaprobe_disable(struct dmaprobe_session *s)
 {
 	struct dmaprobe_device *dd = s->dd;
 
+	guard(mutex)(&registers_lock);
 	if (!s->enabled)
 		return;
 	s->enabled = false;
@@ -166,21 +139,35 @@ int dmaprobe_op_enable(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_enable *cmd = ucmd->cmd;
 	struct dmaprobe_session *s = ucmd->session;
+	struct dmaprobe_device *dd = s->dd;
+	struct pci_dev *pdev;
+	int ret;
 
 	if (cmd->enable > 1)
 		return -EINVAL;
-	guard(mutex)(&registers_lock);
-	if (cmd->enable)
-		return enable(s);
-	disable(s);
-	return s->dd->unplugged ? -ENODEV : 0;
-}
+	if (!cmd->enable) {
+		dmaprobe_disable(s);
+		return READ_ONCE(dd->unplugged) ? -ENODEV : 0;
+	}
+	scoped_guard(mutex, &registers_lock) {
+		if (READ_ONCE(dd->unplugged))
+			return -ENODEV;
+		if (s->enabled)
+			return 0;
+		if (dd->resetting || vfio_has(dd))
+			return -EBUSY;
+		if (dd->enable_users || !dd->used || uid_eq(dd->used_by, s->uid))
+			return registers_get(s);
+		/* This keeps everybody else away meanwhile. */
+		dd->resetting = true;
+		pdev = pci_dev_get(dd->pdev);
+	}
+	ret = reset_for_next_user(dd, pdev);
+	pci_dev_put(pdev);
 
-/* End the use of registers and bus mastering by a session. */
-void dmaprobe_disable(struct dmaprobe_session *s)
-{
 	guard(mutex)(&registers_lock);
-	disable(s);
+	dd->resetting = false;
+	return READ_ONCE(dd->unplugged) ? -ENODEV : ret ?: registers_get(s);
 }
 
 static int dmaprobe_vfio_open_device(struct vfio_device *vdev)
@@ -189,34 +176,35 @@ static int dmaprobe_vfio_open_device(struct vfio_device *vdev)
 	struct dmaprobe_device *dd = to_dd(vdev);
 	int ret;
 
+	/* From here on VFIO counts it as open: see vfio_has(). */
 	scoped_guard(mutex, &registers_lock) {
-		if (sessions_have(dd))
+		if (sessions_have(vdev->dev_set))
 			return -EBUSY;
-		dd->vfio_open = true;
 		dd->used = true;
 		dd->used_by = INVALID_UID;
 	}
 	ret = vfio_pci_core_enable(core);
-	if (ret) {
-		WRITE_ONCE(dd->vfio_open, false);
-		return ret;
-	}
-	vfio_pci_core_finish_enable(core);
-	return 0;
+	if (!ret)
+		vfio_pci_core_finish_enable(core);
+	return ret;
 }
 
-static void dmaprobe_vfio_close_device(struct vfio_device *vdev)
+/* It is in no set any more, in which others look at what it leads to. */
+static void dmaprobe_vfio_release(struct vfio_device *vdev)
 {
-	vfio_pci_core_close_device(vdev);
-	WRITE_ONCE(to_dd(vdev)->vfio_open, false);
+	struct dmaprobe_device *dd = to_dd(vdev);
+
+	if (dd)
+		put_device(&dd->dev);
+	vfio_pci_core_release_dev(vdev);
 }
 
 static const struct vfio_device_ops dmaprobe_vfio_ops = {
 	.name = "dmaprobe",
 	.init = vfio_pci_core_init_dev,
-	.release = vfio_pci_core_release_dev,
+	.release = dmaprobe_vfio_release,
 	.open_device = dmaprobe_vfio_open_device,
-	.close_device = dmaprobe_vfio_close_device,
+	.close_device = vfio_pci_core_close_device,
 	.ioctl = vfio_pci_core_ioctl,
 	DMAPROBE_VFIO_REGION_INFO_OPS
 	.device_feature = vfio_pci_core_ioctl_feature,
@@ -232,41 +220,29 @@ static const struct vfio_device_ops dmaprobe_vfio_ops = {
 	.detach_ioas = vfio_iommufd_emulated_detach_ioas,
 };
 
-/* Nobody has the VFIO device open any more. */
-static void forget(struct dmaprobe_vfio_device *vdev)
-{
-	struct dmaprobe_device *dd = vdev->dd;
-
-	scoped_guard(mutex, &registers_lock)
-		list_del(&dd->registers);
-	vfio_put_device(&vdev->core.vdev);
-	put_device(&dd->dev);
-}
-
 static int dmaprobe_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 {
 	struct dmaprobe_vfio_device *vdev;
+	struct dmaprobe_device *dd;
 	int ret;
 
 	vdev = vfio_alloc_device(dmaprobe_vfio_device, core.vdev, &pdev->dev, &dmaprobe_vfio_ops);
 	if (IS_ERR(vdev))
 		return PTR_ERR(vdev);
-	vdev->dd = dmaprobe_device_create(pdev);
-	if (IS_ERR(vdev->dd)) {
-		ret = PTR_ERR(vdev->dd);
-		vfio_put_device(&vdev->core.vdev);
-		return ret;
+	dd = dmaprobe_device_create(pdev);
+	if (IS_ERR(dd)) {
+		ret = PTR_ERR(dd);
+		goto err_put;
 	}
 
+	vdev->dd = dd;
 	dev_set_drvdata(&pdev->dev, &vdev->core);
-	scoped_guard(mutex, &registers_lock)
-		list_add(&vdev->dd->registers, &registers_list);
 	ret = vfio_pci_core_register_device(&vdev->core);
 	if (ret) {
 		pci_err(pdev, "cannot register with VFIO: %pe\n", ERR_PTR(ret));
-		goto err_forget;
+		goto err_unplug;
 	}
-	ret = cdev_device_add(&vdev->dd->cdev, &vdev->dd->dev);
+	ret = cdev_device_add(&dd->cdev, &dd->dev);
 	if (ret) {
 		pci_err(pdev, "cannot add the character device: %pe\n", ERR_PTR(ret));
 		goto err_unregister;
@@ -275,9 +251,10 @@ static int dmaprobe_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 
 err_unregister:
 	vfio_pci_core_unregister_device(&vdev->core);
-err_forget:
-	dmaprobe_device_unplug(vdev->dd);
-	forget(vdev);
+err_unplug:
+	dmaprobe_device_unplug(dd);
+err_put:
+	vfio_put_device(&vdev->core.vdev);
 	return ret;
 }
 
@@ -288,11 +265,10 @@ err_forget:
 static void dmaprobe_remove(struct pci_dev *pdev)
 {
 	struct vfio_pci_core_device *core = dev_get_drvdata(&pdev->dev);
-	struct dmaprobe_vfio_device *vdev = container_of(core, struct dmaprobe_vfio_device, core);
 
-	dmaprobe_device_unplug(vdev->dd);
+	dmaprobe_device_unplug(to_dd(&core->vdev));
 	vfio_pci_core_unregister_device(core);
-	forget(vdev);
+	vfio_put_device(&core->vdev);
 }
 
 /* Any device, but only one whose driver_override names this driver. */

@@ -2,6 +2,7 @@
 // What every struct of the ABI promises, tested for every struct from one list.
 // A command that is not in the list fails Abi.UnknownNumbers.
 
+#include "alloc.h"
 #include "ops.h"
 
 #include <algorithm>
@@ -627,6 +628,27 @@ TEST_F(Abi, SetMaskOfNoRoomIsForgotten) {
     }
     ASSERT_OK(s.set_mask(0xffffffff));
     ASSERT_OK(s.iova_alloc(io, 32 << 20));
+}
+
+// By allocations too, which a lazy domain gives back later.
+TEST_F(Abi, SetMaskOfNoRoomForAllocationsIsForgotten) {
+    const uint64_t page = page_size();
+    const uint32_t both = DMAPROBE_SET_MASK_STREAMING | DMAPROBE_SET_MASK_COHERENT;
+    const AllocWay way = {.name = "coherent", .kind = DMAPROBE_ALLOC_KIND_COHERENT};
+
+    if (!s.translated())
+        GTEST_SKIP() << "no IOMMU translates for the device";
+    for (int round = 0; round < 4; round++) {
+        Allocation a;
+
+        ASSERT_OK(s.set_mask(32 * page - 1, both));
+        EXPECT_ERRNO(allocate(s, a, way, 33 * page), ENOMEM);
+        ASSERT_OK(s.set_mask(0xffffffff, both));
+        EXPECT_OK(allocate(s, a, way, 64 * page)) << "round " << round;
+        if (a.id) {
+            EXPECT_OK(release(s, a));
+        }
+    }
 }
 
 TEST_F(Abi, SetMaskSetsWhatWasAskedFor) {

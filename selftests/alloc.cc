@@ -34,18 +34,19 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 
 const std::vector<AllocWay> alloc_ways = {
-    {"coherent", DMAPROBE_ALLOC_COHERENT},
-    {"coherent_weak_ordering", DMAPROBE_ALLOC_COHERENT, DMAPROBE_ATTR_WEAK_ORDERING},
-    {"coherent_write_combine", DMAPROBE_ALLOC_COHERENT, DMAPROBE_ATTR_WRITE_COMBINE},
-    {"coherent_no_kernel_mapping", DMAPROBE_ALLOC_COHERENT, DMAPROBE_ATTR_NO_KERNEL_MAPPING},
-    {"coherent_force_contiguous", DMAPROBE_ALLOC_COHERENT, DMAPROBE_ATTR_FORCE_CONTIGUOUS},
-    {"coherent_single_pages", DMAPROBE_ALLOC_COHERENT, DMAPROBE_ATTR_ALLOC_SINGLE_PAGES},
-    {"coherent_no_warn", DMAPROBE_ALLOC_COHERENT, DMAPROBE_ATTR_NO_WARN},
-    {"coherent_privileged", DMAPROBE_ALLOC_COHERENT, DMAPROBE_ATTR_PRIVILEGED},
-    {"noncoherent", DMAPROBE_ALLOC_NONCOHERENT},
-    {"pages", DMAPROBE_ALLOC_PAGES},
-    {"noncontiguous", DMAPROBE_ALLOC_NONCONTIGUOUS},
-    {"noncontiguous_single_pages", DMAPROBE_ALLOC_NONCONTIGUOUS, DMAPROBE_ATTR_ALLOC_SINGLE_PAGES},
+    {"coherent", DMAPROBE_ALLOC_KIND_COHERENT},
+    {"coherent_weak_ordering", DMAPROBE_ALLOC_KIND_COHERENT, DMAPROBE_ATTR_WEAK_ORDERING},
+    {"coherent_write_combine", DMAPROBE_ALLOC_KIND_COHERENT, DMAPROBE_ATTR_WRITE_COMBINE},
+    {"coherent_no_kernel_mapping", DMAPROBE_ALLOC_KIND_COHERENT, DMAPROBE_ATTR_NO_KERNEL_MAPPING},
+    {"coherent_force_contiguous", DMAPROBE_ALLOC_KIND_COHERENT, DMAPROBE_ATTR_FORCE_CONTIGUOUS},
+    {"coherent_single_pages", DMAPROBE_ALLOC_KIND_COHERENT, DMAPROBE_ATTR_ALLOC_SINGLE_PAGES},
+    {"coherent_no_warn", DMAPROBE_ALLOC_KIND_COHERENT, DMAPROBE_ATTR_NO_WARN},
+    {"coherent_privileged", DMAPROBE_ALLOC_KIND_COHERENT, DMAPROBE_ATTR_PRIVILEGED},
+    {"noncoherent", DMAPROBE_ALLOC_KIND_NONCOHERENT},
+    {"pages", DMAPROBE_ALLOC_KIND_PAGES},
+    {"noncontiguous", DMAPROBE_ALLOC_KIND_NONCONTIGUOUS},
+    {"noncontiguous_single_pages", DMAPROBE_ALLOC_KIND_NONCONTIGUOUS,
+     DMAPROBE_ATTR_ALLOC_SINGLE_PAGES},
 };
 
 void PrintTo(const AllocWay& way, std::ostream* out) {
@@ -239,9 +240,10 @@ protected:
     // them where they are contiguous.
     uint64_t charge_of(const AllocWay& way, uint64_t length) const {
         const uint64_t pages = round_to_pages(length) / page_size();
-        const bool contiguous =
-            way.kind == DMAPROBE_ALLOC_NONCOHERENT || way.kind == DMAPROBE_ALLOC_PAGES || !iommu ||
-            (way.kind == DMAPROBE_ALLOC_COHERENT && way.attrs & DMAPROBE_ATTR_FORCE_CONTIGUOUS);
+        const bool contiguous = way.kind == DMAPROBE_ALLOC_KIND_NONCOHERENT ||
+                                way.kind == DMAPROBE_ALLOC_KIND_PAGES || !iommu ||
+                                (way.kind == DMAPROBE_ALLOC_KIND_COHERENT &&
+                                 way.attrs & DMAPROBE_ATTR_FORCE_CONTIGUOUS);
 
         return page_size() * (contiguous ? std::bit_ceil(pages) : pages);
     }
@@ -258,7 +260,7 @@ protected:
 class AllocWays : public Alloc, public testing::WithParamInterface<AllocWay> {
 protected:
     const AllocWay& way() const { return GetParam(); }
-    bool coherent() const { return way().kind == DMAPROBE_ALLOC_COHERENT; }
+    bool coherent() const { return way().kind == DMAPROBE_ALLOC_KIND_COHERENT; }
     bool copies() const { return !(way().attrs & DMAPROBE_ATTR_NO_KERNEL_MAPPING); }
 
     int allocate(Allocation& out, uint64_t length) const {
@@ -420,7 +422,7 @@ TEST_P(AllocWays, Sync) {
             op.length = length;
             return s(op);
         };
-        const bool whole = way().kind == DMAPROBE_ALLOC_NONCONTIGUOUS;
+        const bool whole = way().kind == DMAPROBE_ALLOC_KIND_NONCONTIGUOUS;
 
         if (coherent()) {
             EXPECT_ERRNO(sync(0, a.length), EOPNOTSUPP);
@@ -519,8 +521,8 @@ TEST_P(AllocWays, MaskIsHonoured) {
     const uint64_t page = page_size();
     // Under an IOMMU the kernel maps what dma_alloc_pages() gives as any other
     // page: by the streaming mask (kernel/dma/ops_helpers.c). No other uses it.
-    const bool streaming =
-        iommu && (way().kind == DMAPROBE_ALLOC_NONCOHERENT || way().kind == DMAPROBE_ALLOC_PAGES);
+    const bool streaming = iommu && (way().kind == DMAPROBE_ALLOC_KIND_NONCOHERENT ||
+                                     way().kind == DMAPROBE_ALLOC_KIND_PAGES);
     const uint32_t which = streaming ? DMAPROBE_SET_MASK_STREAMING : DMAPROBE_SET_MASK_COHERENT;
 
     for (const unsigned bits : {32u, 28u, 24u}) {
@@ -543,7 +545,7 @@ TEST_P(AllocWays, MaskIsHonoured) {
 // As Mapping.ExhaustedMask.
 TEST_P(AllocWays, ExhaustedMask) {
     const bool streaming =
-        way().kind == DMAPROBE_ALLOC_NONCOHERENT || way().kind == DMAPROBE_ALLOC_PAGES;
+        way().kind == DMAPROBE_ALLOC_KIND_NONCOHERENT || way().kind == DMAPROBE_ALLOC_KIND_PAGES;
     const uint64_t limit = uint64_t{4} << 20, length = 64 * page_size();
     std::vector<Allocation> all;
     Allocation a;
@@ -620,8 +622,8 @@ TEST_P(AllocWays, GivenBackAtClose) {
 TEST_F(Alloc, Values) {
     const uint64_t page = page_size();
     Allocation a;
-    constexpr std::array kinds = {DMAPROBE_ALLOC_COHERENT, DMAPROBE_ALLOC_NONCOHERENT,
-                                  DMAPROBE_ALLOC_PAGES, DMAPROBE_ALLOC_NONCONTIGUOUS};
+    constexpr std::array kinds = {DMAPROBE_ALLOC_KIND_COHERENT, DMAPROBE_ALLOC_KIND_NONCOHERENT,
+                                  DMAPROBE_ALLOC_KIND_PAGES, DMAPROBE_ALLOC_KIND_NONCONTIGUOUS};
     constexpr std::array<uint64_t, 4> taken = {
         DMAPROBE_ATTR_WEAK_ORDERING | DMAPROBE_ATTR_WRITE_COMBINE |
             DMAPROBE_ATTR_NO_KERNEL_MAPPING | DMAPROBE_ATTR_FORCE_CONTIGUOUS |
@@ -642,17 +644,17 @@ TEST_F(Alloc, Values) {
         }
         for (const uint32_t dir : {DMAPROBE_DIR_TO_DEVICE, DMAPROBE_DIR_FROM_DEVICE})
             EXPECT_ERRNO(allocate(s, a, {"", kind}, page, dir),
-                         kind == DMAPROBE_ALLOC_COHERENT ? EINVAL : 0);
+                         kind == DMAPROBE_ALLOC_KIND_COHERENT ? EINVAL : 0);
     }
     // All at once.
-    EXPECT_OK(allocate(s, a, {"", DMAPROBE_ALLOC_COHERENT, taken[0]}, 3 * page));
+    EXPECT_OK(allocate(s, a, {"", DMAPROBE_ALLOC_KIND_COHERENT, taken[0]}, 3 * page));
     EXPECT_TRUE(map_allocation(s, a));
 }
 
 // The kernel's call makes one segment of it whatever the device takes.
 TEST_F(Alloc, NoncontiguousFitsASegment) {
     const uint64_t page = page_size();
-    const AllocWay way = {"", DMAPROBE_ALLOC_NONCONTIGUOUS};
+    const AllocWay way = {"", DMAPROBE_ALLOC_KIND_NONCONTIGUOUS};
     Allocation a;
 
     ASSERT_OK(s.set_segments(DMAPROBE_SET_SEGMENTS_MAX_SIZE, static_cast<uint32_t>(4 * page)));
@@ -690,8 +692,8 @@ TEST_F(Alloc, OneSegmentOfManyPieces) {
 
     if (!iommu)
         GTEST_SKIP() << "no IOMMU translates, so the memory is in one piece";
-    ASSERT_OK(allocate(s, a, {"", DMAPROBE_ALLOC_NONCONTIGUOUS, DMAPROBE_ATTR_ALLOC_SINGLE_PAGES},
-                       length));
+    ASSERT_OK(allocate(
+        s, a, {"", DMAPROBE_ALLOC_KIND_NONCONTIGUOUS, DMAPROBE_ATTR_ALLOC_SINGLE_PAGES}, length));
     ASSERT_OK(segments(s, a.id, segs));
     EXPECT_EQ(segs.size(), 1u);
     ASSERT_OK(sgtable(s, a.id, pieces));
@@ -722,7 +724,7 @@ TEST_F(Alloc, ForceContiguousIsInOnePiece) {
     std::vector<dmaprobe_sgtable_entry> pieces;
     Allocation a;
 
-    ASSERT_OK(allocate(s, a, {"", DMAPROBE_ALLOC_COHERENT, DMAPROBE_ATTR_FORCE_CONTIGUOUS},
+    ASSERT_OK(allocate(s, a, {"", DMAPROBE_ALLOC_KIND_COHERENT, DMAPROBE_ATTR_FORCE_CONTIGUOUS},
                        64 * page_size()));
     ASSERT_OK(sgtable(s, a.id, pieces));
     EXPECT_EQ(pieces.size(), 1u);

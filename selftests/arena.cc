@@ -65,7 +65,7 @@ Arena::Arena(const std::string& bdf) : s_(Raw::open(bdf)), page_(page_size()) {
     }
     error_ = s_.alloc(base_, 8 * page_);
     if (!error_) {
-        base_map_.kind = DMAPROBE_MAP_PAGE;
+        base_map_.kind = DMAPROBE_MAP_KIND_PAGE;
         base_map_.buffer_id = base_.id;
         base_map_.length = 8 * page_;
         error_ = s_(base_map_);
@@ -123,11 +123,11 @@ int Arena::make(Make make, uint32_t& id) {
 
     switch (make) {
     case Make::contiguous:
-        return buffer(DMAPROBE_BUFFER_CONTIGUOUS);
+        return buffer(DMAPROBE_BUFFER_KIND_CONTIGUOUS);
     case Make::scattered:
-        return buffer(DMAPROBE_BUFFER_SCATTERED);
+        return buffer(DMAPROBE_BUFFER_KIND_SCATTERED);
     case Make::kmalloc:
-        return buffer(DMAPROBE_BUFFER_KMALLOC);
+        return buffer(DMAPROBE_BUFFER_KIND_KMALLOC);
     case Make::pinned: {
         Buffer b;
         const int err = s_.pin(b, own_.data() + page_, 2 * page_);
@@ -136,11 +136,11 @@ int Arena::make(Make make, uint32_t& id) {
         return err;
     }
     case Make::single:
-        return map(DMAPROBE_MAP_SINGLE);
+        return map(DMAPROBE_MAP_KIND_SINGLE);
     case Make::page:
-        return map(DMAPROBE_MAP_PAGE);
+        return map(DMAPROBE_MAP_KIND_PAGE);
     case Make::phys:
-        return map(DMAPROBE_MAP_PHYS);
+        return map(DMAPROBE_MAP_KIND_PHYS);
     case Make::list: {
         const std::array<dmaprobe_sg_entry, 2> entries = {
             {{0, page_, base_.id, 0}, {4 * page_, page_, base_.id, 0}}};
@@ -178,13 +178,13 @@ int Arena::make(Make make, uint32_t& id) {
         return err;
     }
     case Make::coherent:
-        return allocation(DMAPROBE_ALLOC_COHERENT);
+        return allocation(DMAPROBE_ALLOC_KIND_COHERENT);
     case Make::noncoherent:
-        return allocation(DMAPROBE_ALLOC_NONCOHERENT);
+        return allocation(DMAPROBE_ALLOC_KIND_NONCOHERENT);
     case Make::pages:
-        return allocation(DMAPROBE_ALLOC_PAGES);
+        return allocation(DMAPROBE_ALLOC_KIND_PAGES);
     case Make::noncontiguous:
-        return allocation(DMAPROBE_ALLOC_NONCONTIGUOUS);
+        return allocation(DMAPROBE_ALLOC_KIND_NONCONTIGUOUS);
     case Make::pool: {
         dmaprobe_pool_create op = {};
 
@@ -326,7 +326,7 @@ void Arena::turn_unanswered(Dice& dice) {
     case 1: {
         dmaprobe_map op = {};
 
-        op.kind = DMAPROBE_MAP_PAGE;
+        op.kind = DMAPROBE_MAP_KIND_PAGE;
         op.buffer_id = base_.id;
         op.length = page_;
         attempt(op);
@@ -409,7 +409,7 @@ void Arena::unmap(uint32_t id) {
 void Arena::use_buffer(uint32_t id, unsigned way) {
     dmaprobe_map map = {};
 
-    map.kind = DMAPROBE_MAP_PAGE;
+    map.kind = DMAPROBE_MAP_KIND_PAGE;
     map.buffer_id = id;
     map.length = page_;
     switch (way) {

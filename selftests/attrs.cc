@@ -75,7 +75,8 @@ INSTANTIATE_TEST_SUITE_P(All, Attributes, testing::ValuesIn(map_attrs),
                          [](const auto& row) { return row.param.name; });
 
 TEST_P(Attributes, Map) {
-    for (const uint32_t kind : {DMAPROBE_MAP_SINGLE, DMAPROBE_MAP_PAGE, DMAPROBE_MAP_PHYS}) {
+    for (const uint32_t kind :
+         {DMAPROBE_MAP_KIND_SINGLE, DMAPROBE_MAP_KIND_PAGE, DMAPROBE_MAP_KIND_PHYS}) {
         for (const uint64_t length : {uint64_t{100}, uint64_t{3 * page_size()}}) {
             dmaprobe_map map = {};
 
@@ -85,7 +86,8 @@ TEST_P(Attributes, Map) {
             map.buffer_offset = 50;
             map.length = length;
             map.attrs = attrs();
-            const bool offered = kind != DMAPROBE_MAP_PHYS || !s.missing(DMAPROBE_FEATURE_MAP_PHYS);
+            const bool offered =
+                kind != DMAPROBE_MAP_KIND_PHYS || !s.missing(DMAPROBE_FEATURE_MAP_PHYS);
             const int err = offered ? want : EOPNOTSUPP;
             EXPECT_ERRNO(s(map), err);
             if (err)
@@ -103,7 +105,7 @@ TEST_P(Attributes, Map) {
 TEST_P(Attributes, MapSg) {
     const dmaprobe_sg_entry entries[] = {{0, page_size(), b.id, 0}, {page_size(), 100, b.id, 0}};
 
-    for (const uint32_t kind : {DMAPROBE_MAP_SG_LIST, DMAPROBE_MAP_SG_TABLE}) {
+    for (const uint32_t kind : {DMAPROBE_MAP_SG_KIND_LIST, DMAPROBE_MAP_SG_KIND_TABLE}) {
         std::vector<dmaprobe_segment> segments;
         dmaprobe_map_sg map = {};
 
@@ -199,7 +201,7 @@ TEST_P(Attributes, UnmapCopiesWhatIsBounced) {
 
         SCOPED_TRACE(std::format("unmapped with {:#x}", unmap_attrs));
         memset(memory.data(), 1, memory.size());
-        map.kind = DMAPROBE_MAP_PAGE;
+        map.kind = DMAPROBE_MAP_KIND_PAGE;
         map.dir = DMAPROBE_DIR_BIDIRECTIONAL;
         map.buffer_id = b.id;
         map.length = b.length;
@@ -221,7 +223,7 @@ TEST_F(IovaTest, SharedWithTheHost) {
     Buffer b;
 
     ASSERT_OK(s.alloc(b, page_size()));
-    map.kind = DMAPROBE_MAP_PAGE;
+    map.kind = DMAPROBE_MAP_KIND_PAGE;
     map.buffer_id = b.id;
     map.length = page_size();
     map.attrs = DMAPROBE_ATTR_CC_SHARED;

@@ -196,7 +196,7 @@ int map_often(const Raw& session, const Buffer& buffer, size_t count, size_t* ma
         for (size_t i = 0; i < n; i++) {
             maps[i] = {};
             maps[i].size = sizeof(maps[i]);
-            maps[i].kind = DMAPROBE_MAP_PAGE;
+            maps[i].kind = DMAPROBE_MAP_KIND_PAGE;
             maps[i].dir = DMAPROBE_DIR_TO_DEVICE;
             maps[i].buffer_id = buffer.id;
             maps[i].length = page_size();
@@ -224,7 +224,7 @@ int map_often(const Raw& session, const Buffer& buffer, size_t count, size_t* ma
 
 int map_range(const Raw& s, dmaprobe_map& op, const Buffer& b, uint64_t length) {
     op = {};
-    op.kind = DMAPROBE_MAP_PAGE;
+    op.kind = DMAPROBE_MAP_KIND_PAGE;
     op.buffer_id = b.id;
     op.length = length;
     return s(op);
@@ -233,7 +233,7 @@ int map_range(const Raw& s, dmaprobe_map& op, const Buffer& b, uint64_t length) 
 int scattered(const Raw& s, Buffer& out, uint64_t length, uint64_t piece) {
     dmaprobe_buffer_alloc op = {};
 
-    op.kind = DMAPROBE_BUFFER_SCATTERED;
+    op.kind = DMAPROBE_BUFFER_KIND_SCATTERED;
     op.length = length;
     op.order = static_cast<uint32_t>(std::countr_zero(piece / page_size()));
     const int err = s(op);
@@ -263,8 +263,8 @@ TEST_F(BoundaryMmap, EveryKindOfIdAgainstUnbind) {
         live.iova(true);
         memory.insert(live.buffer());
         memory.insert(live.alloc());
-        for (const uint32_t kind : {DMAPROBE_ALLOC_COHERENT, DMAPROBE_ALLOC_NONCOHERENT,
-                                    DMAPROBE_ALLOC_PAGES, DMAPROBE_ALLOC_NONCONTIGUOUS}) {
+        for (const uint32_t kind : {DMAPROBE_ALLOC_KIND_COHERENT, DMAPROBE_ALLOC_KIND_NONCOHERENT,
+                                    DMAPROBE_ALLOC_KIND_PAGES, DMAPROBE_ALLOC_KIND_NONCONTIGUOUS}) {
             Allocation a;
 
             ASSERT_OK(allocate(live.s, a, {"", kind}, live.length));
@@ -322,7 +322,7 @@ class Boundary : public DeviceTest {
 protected:
     int map(dmaprobe_map& op, const Buffer& b, uint64_t attrs) const {
         op = {};
-        op.kind = DMAPROBE_MAP_PAGE;
+        op.kind = DMAPROBE_MAP_KIND_PAGE;
         op.buffer_id = b.id;
         op.length = page_size();
         op.attrs = attrs;
@@ -426,8 +426,8 @@ TEST_F(Boundary, UnmapWithOtherAttributes) {
 
         SCOPED_TRACE(std::format("mapped with {:#x}, unmapped with {:#x}", c.map, c.unmap));
         ASSERT_OK(map(one, b, c.map));
-        ASSERT_OK(
-            s.map_sg(list, {&entry, 1}, DMAPROBE_MAP_SG_TABLE, DMAPROBE_DIR_BIDIRECTIONAL, c.map));
+        ASSERT_OK(s.map_sg(list, {&entry, 1}, DMAPROBE_MAP_SG_KIND_TABLE,
+                           DMAPROBE_DIR_BIDIRECTIONAL, c.map));
         for (const uint32_t id : {one.id, list.id}) {
             EXPECT_ERRNO(s.unmap(id, c.unmap), c.expected);
             if (c.expected) {

@@ -53,8 +53,8 @@ protected:
 
 // It is there as long as somebody sees it, and charged as long as it is there.
 TEST_F(BoundaryCharge, MmappedMemoryStays) {
-    const std::array kinds = {DMAPROBE_ALLOC_COHERENT, DMAPROBE_ALLOC_NONCOHERENT,
-                              DMAPROBE_ALLOC_PAGES, DMAPROBE_ALLOC_NONCONTIGUOUS};
+    const std::array kinds = {DMAPROBE_ALLOC_KIND_COHERENT, DMAPROBE_ALLOC_KIND_NONCOHERENT,
+                              DMAPROBE_ALLOC_KIND_PAGES, DMAPROBE_ALLOC_KIND_NONCONTIGUOUS};
     struct Seen {
         uint32_t id;
         Memory memory;
@@ -64,7 +64,7 @@ TEST_F(BoundaryCharge, MmappedMemoryStays) {
     Allocation a;
     Buffer b;
 
-    for (const uint32_t kind : {DMAPROBE_BUFFER_CONTIGUOUS, DMAPROBE_BUFFER_SCATTERED}) {
+    for (const uint32_t kind : {DMAPROBE_BUFFER_KIND_CONTIGUOUS, DMAPROBE_BUFFER_KIND_SCATTERED}) {
         ASSERT_OK(s.alloc(b, 4 * page, kind));
         seen.push_back({b.id, s.mmap(b)});
     }
@@ -73,7 +73,7 @@ TEST_F(BoundaryCharge, MmappedMemoryStays) {
         seen.push_back({a.id, map_allocation(s, a)});
     }
     // Through a dma-buf, the last one again.
-    ASSERT_OK(allocate(s, a, {"", DMAPROBE_ALLOC_PAGES}, 4 * page));
+    ASSERT_OK(allocate(s, a, {"", DMAPROBE_ALLOC_KIND_PAGES}, 4 * page));
     out.id = a.id;
     ASSERT_OK(s(out));
     Fd exported(out.fd);
@@ -148,8 +148,8 @@ TEST_F(BoundaryCharge, OddLengthsOfAllocations) {
     // Noncontiguous memory is one segment.
     ASSERT_OK(s.set_segments(DMAPROBE_SET_SEGMENTS_MAX_SIZE, 0x80000000));
     for (const AllocWay& way : alloc_ways) {
-        const bool by_page = iommu && (way.kind == DMAPROBE_ALLOC_NONCONTIGUOUS ||
-                                       (way.kind == DMAPROBE_ALLOC_COHERENT &&
+        const bool by_page = iommu && (way.kind == DMAPROBE_ALLOC_KIND_NONCONTIGUOUS ||
+                                       (way.kind == DMAPROBE_ALLOC_KIND_COHERENT &&
                                         !(way.attrs & DMAPROBE_ATTR_FORCE_CONTIGUOUS)));
 
         for (const uint64_t length : {uint64_t{1}, page + 1, 3 * page, mib + page, 3 * mib}) {
@@ -202,7 +202,7 @@ TEST_F(BoundaryCharge, FreeMemoryShrinksByWhatIsCharged) {
 
                              return allocate(s, a, way, length);
                          }});
-    for (const uint32_t kind : {DMAPROBE_BUFFER_CONTIGUOUS, DMAPROBE_BUFFER_SCATTERED})
+    for (const uint32_t kind : {DMAPROBE_BUFFER_KIND_CONTIGUOUS, DMAPROBE_BUFFER_KIND_SCATTERED})
         kinds.push_back({"buffer", [kind, this](uint64_t length) {
                              Buffer b;
 
@@ -232,7 +232,7 @@ TEST_F(BoundaryCharge, KmallocBuffers) {
         std::vector<Buffer> buffers(64);
 
         for (Buffer& b : buffers)
-            ASSERT_OK(s.alloc(b, length, DMAPROBE_BUFFER_KMALLOC));
+            ASSERT_OK(s.alloc(b, length, DMAPROBE_BUFFER_KIND_KMALLOC));
         const auto charged = static_cast<int64_t>(s.stats().charged);
         const int64_t taken = before - free_memory();
         EXPECT_GE(charged, static_cast<int64_t>(64 * std::max(length, page)));
@@ -347,6 +347,38 @@ TEST_F(BoundaryCharge, ObjectsAndTheirTable) {
         << "the table is there, and nobody pays for it";
 }
 
+// What a dma-buf keeps of an allocation whose session has ended is charged to who holds it.
+TEST_F(BoundaryCharge, ShellsOfAllocations) {
+    constexpr int many = 64;
+    constexpr uint64_t length = 8 * mib;
+    const OwnGroup group;
+    std::vector<Fd> shells(many);
+
+    if (!group || group.stat("slab_unreclaimable") < 0)
+        GTEST_SKIP() << "no cgroup2 with a memory controller";
+    const int64_t current = group.current();
+    for (Fd& shell : shells) {
+        const Raw mine = Raw::open(bdf);
+        Allocation a;
+
+        const int err = allocate(mine, a, {"", DMAPROBE_ALLOC_KIND_COHERENT}, length);
+        if (err == ENOMEM)
+            GTEST_SKIP() << "no memory for an allocation of 8 MiB";
+        ASSERT_OK(err);
+        dmaprobe_export op = {};
+
+        op.id = a.id;
+        const int exported = mine(op);
+        if (exported == ENXIO)
+            GTEST_SKIP() << "the kernel does not know the allocation's pages";
+        ASSERT_OK(exported);
+        shell = Fd(op.fd);
+    }
+    // A pointer for each page.
+    EXPECT_GE(group.current() - current,
+              static_cast<int64_t>(many * length / page * sizeof(void*) * 9 / 10));
+}
+
 // What fits, but not with all that the module needs for it, is refused. Nobody is killed to
 // make room.
 TEST_F(BoundaryCharge, NobodyIsKilledForIt) {
@@ -368,7 +400,7 @@ TEST_F(BoundaryCharge, NobodyIsKilledForIt) {
         for (uint64_t length = most; err == ENOMEM && length > most / 2; length -= step) {
             Buffer b;
 
-            err = mine.alloc(b, length, DMAPROBE_BUFFER_SCATTERED);
+            err = mine.alloc(b, length, DMAPROBE_BUFFER_KIND_SCATTERED);
             if (err == 0 && mine.free(b))
                 _exit(12);
         }
@@ -590,7 +622,7 @@ TEST_F(BoundaryCharge, ListsBeforeTheyAreRead) {
         dmaprobe_map_sg list = {};
 
         ASSERT_TRUE(mine);
-        list.kind = DMAPROBE_MAP_SG_LIST;
+        list.kind = DMAPROBE_MAP_SG_KIND_LIST;
         list.nr_entries = 1;
         list.entries = 8;
         EXPECT_ERRNO(mine(list), EFAULT);
@@ -618,7 +650,7 @@ protected:
     static int map(const Raw& session, const Buffer& b, uint32_t& id) {
         dmaprobe_map op = {};
 
-        op.kind = DMAPROBE_MAP_PAGE;
+        op.kind = DMAPROBE_MAP_KIND_PAGE;
         op.buffer_id = b.id;
         op.length = page_size();
         const int err = session(op);

@@ -95,7 +95,7 @@ TEST_F(BoundaryLists, PaddingStaysInTheBuffer) {
     ASSERT_OK(s.alloc(small, length / 2));
     if (s.alloc(tail, length) || s.alloc(large, length))
         GTEST_SKIP() << "no 4 MiB of contiguous memory are left";
-    for (const uint32_t kind : {DMAPROBE_MAP_SG_LIST, DMAPROBE_MAP_SG_TABLE}) {
+    for (const uint32_t kind : {DMAPROBE_MAP_SG_KIND_LIST, DMAPROBE_MAP_SG_KIND_TABLE}) {
         for (const dmaprobe_sg_entry& first :
              {entry(page, 0, page_size()), entry(page, 8, 8), entry(small, 0, page_size()),
               entry(tail, page_size(), page_size()),
@@ -286,7 +286,7 @@ TEST_F(BoundaryTableMemory, LargeLists) {
             while (!err && lists < 32) {
                 dmaprobe_map_sg list = {};
 
-                err = mine.map_sg(list, entries, DMAPROBE_MAP_SG_TABLE);
+                err = mine.map_sg(list, entries, DMAPROBE_MAP_SG_KIND_TABLE);
                 lists += !err;
             }
             EXPECT_ERRNO(err, ENOMEM) << "there is no end of it";

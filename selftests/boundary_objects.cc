@@ -43,7 +43,7 @@ protected:
         if (IsSkipped() || HasFatalFailure())
             return;
         bytes = pattern_of(4 * page_size(), 11);
-        ASSERT_OK(allocate(s, a, {"", DMAPROBE_ALLOC_PAGES}, bytes.size()));
+        ASSERT_OK(allocate(s, a, {"", DMAPROBE_ALLOC_KIND_PAGES}, bytes.size()));
         ASSERT_OK(copy_in(s, a.id, 0, bytes));
     }
 

@@ -234,7 +234,7 @@ void change_imports(World& w) {
     dmaprobe_export out = {};
     Allocation a;
 
-    if (!w.check("alloc", allocate(w.s, a, {"", DMAPROBE_ALLOC_PAGES}, 2 * mib)))
+    if (!w.check("alloc", allocate(w.s, a, {"", DMAPROBE_ALLOC_KIND_PAGES}, 2 * mib)))
         return;
     out.id = a.id;
     if (!w.check("export", w.s(out)))
@@ -273,7 +273,7 @@ void change_revoked_exports(World& w) {
         dmaprobe_export out = {};
         Allocation a;
 
-        if (!w.check("alloc", allocate(exporter, a, {"", DMAPROBE_ALLOC_PAGES}, 2 * mib)))
+        if (!w.check("alloc", allocate(exporter, a, {"", DMAPROBE_ALLOC_KIND_PAGES}, 2 * mib)))
             return;
         out.id = a.id;
         if (!w.check("export", exporter(out)))

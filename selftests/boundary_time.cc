@@ -208,7 +208,7 @@ private:
     int call(uint64_t length) const {
         Allocation a;
 
-        if (const int err = allocate(s, a, {"", DMAPROBE_ALLOC_COHERENT}, length))
+        if (const int err = allocate(s, a, {"", DMAPROBE_ALLOC_KIND_COHERENT}, length))
             return err;
         return release(s, a);
     }
@@ -230,7 +230,7 @@ private:
     int call(uint64_t length) const {
         Buffer b;
 
-        if (const int err = s.alloc(b, length, DMAPROBE_BUFFER_SCATTERED))
+        if (const int err = s.alloc(b, length, DMAPROBE_BUFFER_KIND_SCATTERED))
             return err;
         return s.free(b);
     }
@@ -274,7 +274,7 @@ public:
 
     int prepare() override {
         const uint64_t length = largest(spare(gib), [&](uint64_t most) {
-            return s.alloc(buffer_, most, DMAPROBE_BUFFER_SCATTERED);
+            return s.alloc(buffer_, most, DMAPROBE_BUFFER_KIND_SCATTERED);
         });
         memory_ = s.mmap(buffer_);
         return length && memory_ ? 0 : ENOMEM;
@@ -455,11 +455,12 @@ public:
             return err;
         if (const int err = s.map_sg(list, longest_list(b)))
             return err;
-        if (!largest(
-                64 * mib,
-                [&](uint64_t n) { return allocate(s, a, {"", DMAPROBE_ALLOC_COHERENT}, n); }) ||
+        if (!largest(64 * mib,
+                     [&](uint64_t n) {
+                         return allocate(s, a, {"", DMAPROBE_ALLOC_KIND_COHERENT}, n);
+                     }) ||
             !largest(spare(512 * mib),
-                     [&](uint64_t n) { return s.alloc(b, n, DMAPROBE_BUFFER_SCATTERED); }))
+                     [&](uint64_t n) { return s.alloc(b, n, DMAPROBE_BUFFER_KIND_SCATTERED); }))
             return ENOMEM;
         return 0;
     }
@@ -735,11 +736,54 @@ TEST_P(BoundaryTimeOfKill, EndsTheCall) {
 INSTANTIATE_TEST_SUITE_P(All, BoundaryTimeOfKill, testing::ValuesIn(repeated_calls),
                          [](const auto& call) { return call.param.name; });
 
+// --- many threads -------------------------------------------------------------------
+
+class BoundaryTimeOfThreads : public Unbinding<DeviceTest> {};
+
+// However many threads want the device for themselves, the others wait for one of them.
+TEST_F(BoundaryTimeOfThreads, WalkPageTables) {
+    constexpr int many = 400;
+    const Raw walker = Raw::open(bdf);
+    std::atomic<bool> stop = false;
+    std::atomic<int> walks = 0;
+    std::vector<std::jthread> threads;
+
+    if (s.domain().type == DMAPROBE_DOMAIN_NONE)
+        GTEST_SKIP() << "no IOMMU";
+    threads.reserve(many);
+    for (int i = 0; i < many; i++)
+        threads.emplace_back([&] {
+            while (!stop) {
+                dmaprobe_extent room = {};
+                dmaprobe_translate op = {};
+
+                op.length = 16 * mib;
+                op.nr_extents = 1;
+                op.extents = reinterpret_cast<uintptr_t>(&room);
+                if (walker(op))
+                    return;
+                walks++;
+            }
+        });
+    EXPECT_TRUE(wait_for([&] { return walks > 0; }, soon));
+    Bystander asker(bdf, ask, {0});
+    std::this_thread::sleep_for(seconds(3));
+    const milliseconds longest = asker.stop();
+    const milliseconds unbind = time_of([&] { EXPECT_OK(unbind_driver(bdf)); });
+    stop = true;
+    threads.clear();
+    RecordProperty("get_info_ms", static_cast<int>(longest.count()));
+    RecordProperty("unbind_ms", static_cast<int>(unbind.count()));
+    EXPECT_LT(longest, at_once);
+    EXPECT_LT(unbind, soon);
+    ASSERT_OK(probe_driver(bdf));
+}
+
 // --- mmaps --------------------------------------------------------------------------
 
 class BoundaryTimeOfMmaps : public Unbinding<DeviceTest> {
 protected:
-    static constexpr AllocWay way = {.name = "coherent", .kind = DMAPROBE_ALLOC_COHERENT};
+    static constexpr AllocWay way = {.name = "coherent", .kind = DMAPROBE_ALLOC_KIND_COHERENT};
     static constexpr unsigned most = 1024;
 };
 

@@ -24,7 +24,7 @@ namespace {
 constexpr uint64_t gib = uint64_t{1} << 30;
 
 std::string kind_name(uint32_t kind) {
-    return kind == DMAPROBE_BUFFER_CONTIGUOUS ? "contiguous" : "scattered";
+    return kind == DMAPROBE_BUFFER_KIND_CONTIGUOUS ? "contiguous" : "scattered";
 }
 
 class Buffers : public DeviceTest {};
@@ -56,7 +56,8 @@ protected:
 };
 
 INSTANTIATE_TEST_SUITE_P(Kind, BufferKinds,
-                         testing::Values(DMAPROBE_BUFFER_CONTIGUOUS, DMAPROBE_BUFFER_SCATTERED),
+                         testing::Values(DMAPROBE_BUFFER_KIND_CONTIGUOUS,
+                                         DMAPROBE_BUFFER_KIND_SCATTERED),
                          [](const auto& row) { return kind_name(row.param); });
 
 TEST_P(BufferKinds, SizesAreZeroedAndMapped) {
@@ -93,7 +94,7 @@ TEST_P(BufferKinds, BadLengths) {
 TEST_F(Buffers, ContiguousBufferBeyondTheLargestOrder) {
     Buffer b;
 
-    EXPECT_ERRNO(s.alloc(b, gib, DMAPROBE_BUFFER_CONTIGUOUS), EINVAL);
+    EXPECT_ERRNO(s.alloc(b, gib, DMAPROBE_BUFFER_KIND_CONTIGUOUS), EINVAL);
 }
 
 // More than a session may have: refused, and the session still works.
@@ -101,9 +102,9 @@ TEST_F(Buffers, BuffersBeyondTheSessionsLimit) {
     Buffer first;
     Buffer b;
 
-    ASSERT_OK(s.alloc(first, page_size(), DMAPROBE_BUFFER_SCATTERED));
-    EXPECT_ERRNO(s.alloc(b, gib, DMAPROBE_BUFFER_SCATTERED), ENOMEM);
-    EXPECT_OK(s.alloc(b, page_size(), DMAPROBE_BUFFER_SCATTERED));
+    ASSERT_OK(s.alloc(first, page_size(), DMAPROBE_BUFFER_KIND_SCATTERED));
+    EXPECT_ERRNO(s.alloc(b, gib, DMAPROBE_BUFFER_KIND_SCATTERED), ENOMEM);
+    EXPECT_OK(s.alloc(b, page_size(), DMAPROBE_BUFFER_KIND_SCATTERED));
 }
 
 // Without CAP_IPC_LOCK, RLIMIT_MEMLOCK bounds what a user's sessions hold together,
@@ -130,7 +131,7 @@ TEST_F(Buffers, BeyondTheMemlockLimit) {
                 _exit(3);
             if (one.alloc(more, 3 * page) != ENOMEM)
                 _exit(4);
-            if (two.alloc(more, 3 * page, DMAPROBE_BUFFER_SCATTERED) != ENOMEM)
+            if (two.alloc(more, 3 * page, DMAPROBE_BUFFER_KIND_SCATTERED) != ENOMEM)
                 _exit(5);
             if (two.alloc(more, 2 * page))
                 _exit(6);
@@ -361,11 +362,11 @@ TEST_F(Buffers, ScatteredBuffersAreScattered) {
     const size_t pages = 64;
     Buffer b;
 
-    ASSERT_OK(s.alloc(b, pages * page, DMAPROBE_BUFFER_SCATTERED));
+    ASSERT_OK(s.alloc(b, pages * page, DMAPROBE_BUFFER_KIND_SCATTERED));
     for (size_t i = 0; i + 1 < pages; i++) {
         dmaprobe_map map = {};
 
-        map.kind = DMAPROBE_MAP_PAGE;
+        map.kind = DMAPROBE_MAP_KIND_PAGE;
         map.buffer_id = b.id;
         map.buffer_offset = (i + 1) * page - 1;
         map.length = 2;
@@ -380,7 +381,7 @@ TEST_F(Buffers, ScatteredBuffersAreScattered) {
         dmaprobe_extent extent = {};
         dmaprobe_translate op = {};
 
-        map.kind = DMAPROBE_MAP_PAGE;
+        map.kind = DMAPROBE_MAP_KIND_PAGE;
         map.buffer_id = b.id;
         map.buffer_offset = i * page;
         map.length = page;
@@ -409,7 +410,7 @@ TEST_F(Buffers, ContiguousBuffersAreContiguous) {
     uint64_t first = 0;
 
     ASSERT_OK(s.alloc(b, length));
-    map.kind = DMAPROBE_MAP_PAGE;
+    map.kind = DMAPROBE_MAP_KIND_PAGE;
     map.buffer_id = b.id;
     map.length = length;
     ASSERT_OK(s(map));
@@ -456,7 +457,8 @@ TEST_P(BufferKinds, ForkedChildSeesTheSame) {
 
 // --- the layouts ------------------------------------------------------------
 
-constexpr uint32_t map_kinds[] = {DMAPROBE_MAP_SINGLE, DMAPROBE_MAP_PAGE, DMAPROBE_MAP_PHYS};
+constexpr uint32_t map_kinds[] = {DMAPROBE_MAP_KIND_SINGLE, DMAPROBE_MAP_KIND_PAGE,
+                                  DMAPROBE_MAP_KIND_PHYS};
 
 std::vector<std::byte> pattern(size_t length, size_t seed) {
     std::vector<std::byte> bytes(length);
@@ -487,7 +489,7 @@ protected:
     }
 
     int map(dmaprobe_map& op, const Buffer& b, uint64_t offset, uint64_t length,
-            uint32_t kind = DMAPROBE_MAP_PAGE) const {
+            uint32_t kind = DMAPROBE_MAP_KIND_PAGE) const {
         op = {};
         op.kind = kind;
         op.buffer_id = b.id;
@@ -512,7 +514,7 @@ protected:
     }
 
     bool offered(uint32_t kind) const {
-        return kind != DMAPROBE_MAP_PHYS || !s.missing(DMAPROBE_FEATURE_MAP_PHYS);
+        return kind != DMAPROBE_MAP_KIND_PHYS || !s.missing(DMAPROBE_FEATURE_MAP_PHYS);
     }
 };
 
@@ -526,7 +528,7 @@ TEST_F(BufferLayouts, ScatteredPieces) {
         dmaprobe_map m = {};
 
         SCOPED_TRACE(std::format("order {}", order));
-        ASSERT_OK(alloc(b, DMAPROBE_BUFFER_SCATTERED, n * piece, order, 0));
+        ASSERT_OK(alloc(b, DMAPROBE_BUFFER_KIND_SCATTERED, n * piece, order, 0));
         for (uint64_t i = 0; i < n; i++) {
             SCOPED_TRACE(std::format("piece {}", i));
             for (const uint32_t kind : map_kinds) {
@@ -571,12 +573,13 @@ TEST_F(BufferLayouts, BadOrders) {
     Buffer b;
 
     for (const uint32_t order : {11u, 31u, 32u, 63u, 64u, 0x80000000u, 0xffffffffu})
-        EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_SCATTERED, gib, order, 0), EINVAL) << order;
-    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_SCATTERED, 3 * page, 1, 0), EINVAL)
+        EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_KIND_SCATTERED, gib, order, 0), EINVAL) << order;
+    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_KIND_SCATTERED, 3 * page, 1, 0), EINVAL)
         << "not a multiple of the pieces' size";
-    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_SCATTERED, page, 9, 0), EINVAL) << "less than a piece";
-    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_CONTIGUOUS, 2 * page, 1, 0), EINVAL);
-    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_KMALLOC, 2 * page, 1, 0), EINVAL);
+    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_KIND_SCATTERED, page, 9, 0), EINVAL)
+        << "less than a piece";
+    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_KIND_CONTIGUOUS, 2 * page, 1, 0), EINVAL);
+    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_KIND_KMALLOC, 2 * page, 1, 0), EINVAL);
 }
 
 // The bytes of its pages around a kmalloc buffer are not the buffer's.
@@ -593,7 +596,7 @@ TEST_F(BufferLayouts, KmallocAnywhereInItsPage) {
                 Buffer b;
                 dmaprobe_map m = {};
 
-                ASSERT_OK(alloc(b, DMAPROBE_BUFFER_KMALLOC, length, 0, offset));
+                ASSERT_OK(alloc(b, DMAPROBE_BUFFER_KIND_KMALLOC, length, 0, offset));
                 EXPECT_EQ(b.mmap_offset, 0u);
                 ASSERT_OK(map(m, b, 0, length, kind));
                 if (iommu) {
@@ -633,7 +636,7 @@ TEST_F(BufferLayouts, KmallocBytes) {
         const auto bytes = pattern(length, offset);
         Buffer b;
 
-        ASSERT_OK(alloc(b, DMAPROBE_BUFFER_KMALLOC, length, 0, offset));
+        ASSERT_OK(alloc(b, DMAPROBE_BUFFER_KIND_KMALLOC, length, 0, offset));
         std::vector<std::byte> read(length, std::byte{0xff});
         ASSERT_OK(s.copy(b.id, DMAPROBE_COPY_READ, 0, read));
         EXPECT_TRUE(std::ranges::all_of(read, [](std::byte x) { return x == std::byte{0}; }));
@@ -648,34 +651,35 @@ TEST_F(BufferLayouts, KmallocLimits) {
     const uint64_t page = page_size();
     Buffer b;
 
-    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_KMALLOC, 0, 0, 0), EINVAL);
-    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_KMALLOC, 65537, 0, 0), EINVAL);
-    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_KMALLOC, ~uint64_t{0}, 0, 8), EINVAL);
-    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_KMALLOC, 1, 0, 4), EINVAL) << "offset no multiple of 8";
-    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_KMALLOC, 1, 0, page), EINVAL) << "offset of a page";
-    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_KMALLOC, 1, 0, ~uint64_t{7}), EINVAL);
-    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_CONTIGUOUS, page, 0, 8), EINVAL);
-    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_SCATTERED, page, 0, 8), EINVAL);
+    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_KIND_KMALLOC, 0, 0, 0), EINVAL);
+    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_KIND_KMALLOC, 65537, 0, 0), EINVAL);
+    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_KIND_KMALLOC, ~uint64_t{0}, 0, 8), EINVAL);
+    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_KIND_KMALLOC, 1, 0, 4), EINVAL)
+        << "offset no multiple of 8";
+    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_KIND_KMALLOC, 1, 0, page), EINVAL) << "offset of a page";
+    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_KIND_KMALLOC, 1, 0, ~uint64_t{7}), EINVAL);
+    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_KIND_CONTIGUOUS, page, 0, 8), EINVAL);
+    EXPECT_ERRNO(alloc(b, DMAPROBE_BUFFER_KIND_SCATTERED, page, 0, 8), EINVAL);
 
     // By the offset that other kinds have, as none was given.
     Buffer other;
     ASSERT_OK(s.alloc(other, page));
-    ASSERT_OK(alloc(b, DMAPROBE_BUFFER_KMALLOC, page, 0, 0));
+    ASSERT_OK(alloc(b, DMAPROBE_BUFFER_KIND_KMALLOC, page, 0, 0));
     const auto at = static_cast<off_t>(other.mmap_offset / other.id * b.id);
     EXPECT_EQ(mmap(nullptr, page, PROT_READ, MAP_SHARED, s.fd(), at), MAP_FAILED);
     EXPECT_ERRNO(errno, EINVAL);
 }
 
 TEST_F(BufferLayouts, Nodes) {
-    for (const uint32_t kind :
-         {DMAPROBE_BUFFER_CONTIGUOUS, DMAPROBE_BUFFER_SCATTERED, DMAPROBE_BUFFER_KMALLOC}) {
+    for (const uint32_t kind : {DMAPROBE_BUFFER_KIND_CONTIGUOUS, DMAPROBE_BUFFER_KIND_SCATTERED,
+                                DMAPROBE_BUFFER_KIND_KMALLOC}) {
         SCOPED_TRACE(std::format("kind {}", kind));
         dmaprobe_buffer_alloc op = {};
         Buffer b;
 
         op.kind = kind;
         op.length = page_size();
-        op.flags = DMAPROBE_BUFFER_NODE;
+        op.flags = DMAPROBE_BUFFER_ALLOC_NODE;
         EXPECT_OK(alloc(b, op));
         for (const uint32_t node : {63u, 1023u, 1024u, 0x7fffffffu, 0x80000000u, 0xffffffffu}) {
             op.node = node;
@@ -694,14 +698,15 @@ TEST_F(BufferLayouts, MemoryIsOfItsNode) {
     for (uint32_t node = 0; node < 64; node++) {
         if (!exists(std::format("/sys/devices/system/node/node{}/meminfo", node)))
             continue;
-        for (const uint32_t kind : {DMAPROBE_BUFFER_CONTIGUOUS, DMAPROBE_BUFFER_SCATTERED}) {
+        for (const uint32_t kind :
+             {DMAPROBE_BUFFER_KIND_CONTIGUOUS, DMAPROBE_BUFFER_KIND_SCATTERED}) {
             SCOPED_TRACE(std::format("node {}, kind {}", node, kind));
             dmaprobe_buffer_alloc op = {};
             Buffer b;
 
             op.kind = kind;
             op.length = 16 * page_size();
-            op.flags = DMAPROBE_BUFFER_NODE;
+            op.flags = DMAPROBE_BUFFER_ALLOC_NODE;
             op.node = node;
             ASSERT_OK(alloc(b, op));
             Memory m = s.mmap(b);

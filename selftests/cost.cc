@@ -205,7 +205,7 @@ TEST_F(ManyMappings, CostTheSame) {
         GTEST_SKIP() << "no IOMMU translates for the device";
     ASSERT_OK(s.alloc(b, page_size()));
     map.size = sizeof(map);
-    map.kind = DMAPROBE_MAP_PAGE;
+    map.kind = DMAPROBE_MAP_KIND_PAGE;
     map.buffer_id = b.id;
     map.length = page_size();
 

@@ -20,6 +20,7 @@
 #include <format>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <thread>
@@ -262,7 +263,8 @@ TEST_F(DmaBuf, SoManyImports) {
     Import imported;
     Fd fd;
 
-    ASSERT_OK(allocate(s, a, {.name = "coherent", .kind = DMAPROBE_ALLOC_COHERENT}, page_size()));
+    ASSERT_OK(
+        allocate(s, a, {.name = "coherent", .kind = DMAPROBE_ALLOC_KIND_COHERENT}, page_size()));
     ASSERT_OK(export_dmabuf(s, a, fd));
     const int first = import_dmabuf(s, fd.get(), imported);
     if (first == EIO)
@@ -273,6 +275,30 @@ TEST_F(DmaBuf, SoManyImports) {
     EXPECT_ERRNO(import_dmabuf(s, fd.get(), imported), ENOMEM);
     ASSERT_OK(s.unmap(imported.id));
     EXPECT_OK(import_dmabuf(s, fd.get(), imported));
+}
+
+// Revoking the allocation goes through them all.
+TEST_F(DmaBuf, SoManyExports) {
+    constexpr int most = 1024;
+    const rlimit enough = {.rlim_cur = most + 256, .rlim_max = most + 256};
+    std::vector<Fd> files(most);
+    rlimit had = {};
+    Allocation a;
+    Fd fd;
+
+    ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &had), 0);
+    if (had.rlim_cur < enough.rlim_cur) {
+        ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &enough), 0);
+    }
+    ASSERT_OK(
+        allocate(s, a, {.name = "coherent", .kind = DMAPROBE_ALLOC_KIND_COHERENT}, page_size()));
+    for (Fd& file : files)
+        ASSERT_OK(export_dmabuf(s, a, file));
+    EXPECT_ERRNO(export_dmabuf(s, a, fd), ENOMEM);
+    files.pop_back();
+    EXPECT_OK(export_dmabuf(s, a, fd));
+    files.clear();
+    EXPECT_EQ(setrlimit(RLIMIT_NOFILE, &had), 0);
 }
 
 // An exporter makes what pieces it likes.
@@ -466,8 +492,8 @@ TEST_F(DmaBuf, SegmentsKeepTheDevicesLimits) {
     limits.max_segment_size = static_cast<uint32_t>(3 * page);
     limits.segment_boundary_mask = 4 * page - 1;
     ASSERT_OK(s(limits));
-    ASSERT_OK(
-        allocate(s, a, {"", DMAPROBE_ALLOC_COHERENT, DMAPROBE_ATTR_FORCE_CONTIGUOUS}, 16 * page));
+    ASSERT_OK(allocate(s, a, {"", DMAPROBE_ALLOC_KIND_COHERENT, DMAPROBE_ATTR_FORCE_CONTIGUOUS},
+                       16 * page));
     ASSERT_OK(export_dmabuf(s, a, fd));
     ASSERT_OK(import_dmabuf(s, fd.get(), imported));
     ASSERT_OK(segments(s, imported.id, segs));

@@ -317,7 +317,7 @@ TEST_F(Engine, PinnedMemoryBothWays) {
     auto want = pattern(2 * page, 30);
     put(m.bytes(), want);
     ASSERT_OK(s.pin(b, m.data() + 1001, page));
-    op.kind = DMAPROBE_MAP_PAGE;
+    op.kind = DMAPROBE_MAP_KIND_PAGE;
     op.buffer_id = b.id;
     op.length = page - 1001;
     if (const int err = s(op); err == EIO && !iommu)
@@ -351,7 +351,7 @@ TEST_F(Engine, PinnedMemoryAfterMunmap) {
     ASSERT_TRUE(m);
     put(m.bytes(), pattern(page, 32));
     ASSERT_OK(s.pin(b, m.data(), page));
-    op.kind = DMAPROBE_MAP_PAGE;
+    op.kind = DMAPROBE_MAP_KIND_PAGE;
     op.buffer_id = b.id;
     op.length = page;
     if (const int err = s(op); err == EIO && !iommu)
@@ -381,7 +381,7 @@ TEST_F(Engine, PinnedMemoryAfterFork) {
     ASSERT_TRUE(m);
     put(m.bytes(), pattern(page, 34));
     ASSERT_OK(s.pin(b, m.data(), page));
-    op.kind = DMAPROBE_MAP_PAGE;
+    op.kind = DMAPROBE_MAP_KIND_PAGE;
     op.buffer_id = b.id;
     op.length = page;
     if (const int err = s(op); err == EIO && !iommu)
@@ -410,7 +410,7 @@ TEST_F(Engine, KmallocMemoryBothWays) {
     dmaprobe_buffer_alloc alloc = {};
     dmaprobe_map op = {};
 
-    alloc.kind = DMAPROBE_BUFFER_KMALLOC;
+    alloc.kind = DMAPROBE_BUFFER_KIND_KMALLOC;
     alloc.length = 2 * page + 8;
     alloc.offset = page - 8;
     ASSERT_OK(s(alloc));
@@ -584,7 +584,7 @@ TEST_F(Engine, DmaAfterClose) {
 
         ASSERT_TRUE(raw);
         ASSERT_OK(raw.alloc(b, page));
-        m.kind = DMAPROBE_MAP_PAGE;
+        m.kind = DMAPROBE_MAP_KIND_PAGE;
         m.buffer_id = b.id;
         m.length = page;
         ASSERT_OK(raw(m));

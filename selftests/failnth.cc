@@ -123,7 +123,7 @@ struct Stage {
         keep.push_back(held);
         return *held;
     }
-    Buffer buffer(uint64_t length, uint32_t kind = DMAPROBE_BUFFER_CONTIGUOUS) {
+    Buffer buffer(uint64_t length, uint32_t kind = DMAPROBE_BUFFER_KIND_CONTIGUOUS) {
         Buffer b;
 
         EXPECT_OK(live.s.alloc(b, length, kind));
@@ -206,7 +206,7 @@ std::vector<Scene> all_ops() {
 
 // One of each object, in use by another where it can be.
 void fill(Stage& stage) {
-    const Buffer pages = stage.buffer(40 * page_size(), DMAPROBE_BUFFER_SCATTERED);
+    const Buffer pages = stage.buffer(40 * page_size(), DMAPROBE_BUFFER_KIND_SCATTERED);
     dmaprobe_map_resource bar = {};
     dmaprobe_map_dmabuf import = {};
     dmaprobe_map_sg list = {};
@@ -220,7 +220,7 @@ void fill(Stage& stage) {
     for (const Kind kind : all_kinds)
         stage.live.live(kind);
     stage.live.iova(true);
-    for (const uint32_t kind : {DMAPROBE_ALLOC_COHERENT, DMAPROBE_ALLOC_NONCONTIGUOUS})
+    for (const uint32_t kind : {DMAPROBE_ALLOC_KIND_COHERENT, DMAPROBE_ALLOC_KIND_NONCONTIGUOUS})
         stage.alloc(8 * page_size(), kind);
     import.fd = stage.live.dmabuf();
     EXPECT_OK(stage.live.s(import));
@@ -258,10 +258,10 @@ void add_buffers(std::vector<Scene>& all) {
         uint64_t offset;
     };
     static constexpr Layout layouts[] = {
-        {"contiguous", DMAPROBE_BUFFER_CONTIGUOUS, mib, 0, 0},
-        {"scattered", DMAPROBE_BUFFER_SCATTERED, mib / 4, 0, 0},
-        {"pieces", DMAPROBE_BUFFER_SCATTERED, mib, 4, 0},
-        {"kmalloc", DMAPROBE_BUFFER_KMALLOC, 65536, 0, 8},
+        {"contiguous", DMAPROBE_BUFFER_KIND_CONTIGUOUS, mib, 0, 0},
+        {"scattered", DMAPROBE_BUFFER_KIND_SCATTERED, mib / 4, 0, 0},
+        {"pieces", DMAPROBE_BUFFER_KIND_SCATTERED, mib, 4, 0},
+        {"kmalloc", DMAPROBE_BUFFER_KIND_KMALLOC, 65536, 0, 8},
     };
 
     for (const Layout& layout : layouts)
@@ -302,7 +302,8 @@ void add_buffers(std::vector<Scene>& all) {
 }
 
 void add_mappings(std::vector<Scene>& all) {
-    for (const uint32_t kind : {DMAPROBE_MAP_SINGLE, DMAPROBE_MAP_PAGE, DMAPROBE_MAP_PHYS})
+    for (const uint32_t kind :
+         {DMAPROBE_MAP_KIND_SINGLE, DMAPROBE_MAP_KIND_PAGE, DMAPROBE_MAP_KIND_PHYS})
         all.push_back({.name = numbered("map", kind),
                        .prepare =
                            [kind](Stage& stage) {
@@ -316,12 +317,12 @@ void add_mappings(std::vector<Scene>& all) {
                            },
                        // dma_map_phys() came with Linux 6.18.
                        .errnos = {ENOMEM, EOPNOTSUPP}});
-    for (const uint32_t kind : {DMAPROBE_MAP_SG_LIST, DMAPROBE_MAP_SG_TABLE})
+    for (const uint32_t kind : {DMAPROBE_MAP_SG_KIND_LIST, DMAPROBE_MAP_SG_KIND_TABLE})
         all.push_back({.name = numbered("map_long_list", kind),
                        .prepare =
                            [kind](Stage& stage) {
                                const Buffer b =
-                                   stage.buffer(300 * page_size(), DMAPROBE_BUFFER_SCATTERED);
+                                   stage.buffer(300 * page_size(), DMAPROBE_BUFFER_KIND_SCATTERED);
                                auto& entries = stage.hold(std::vector<dmaprobe_sg_entry>());
 
                                for (uint64_t at = 0; at < b.length; at += page_size())
@@ -333,11 +334,11 @@ void add_mappings(std::vector<Scene>& all) {
                                });
                            },
                        // dma_map_sg_attrs() has no reason to give.
-                       .errnos = {kind == DMAPROBE_MAP_SG_LIST ? EIO : ENOMEM, ENOMEM}});
+                       .errnos = {kind == DMAPROBE_MAP_SG_KIND_LIST ? EIO : ENOMEM, ENOMEM}});
     all.push_back({.name = "import_and_unmap", .prepare = [](Stage& stage) -> Act {
                        dmaprobe_export op = {};
 
-                       op.id = stage.alloc(64 * page_size(), DMAPROBE_ALLOC_NONCONTIGUOUS);
+                       op.id = stage.alloc(64 * page_size(), DMAPROBE_ALLOC_KIND_NONCONTIGUOUS);
                        EXPECT_OK(stage.live.s(op));
                        stage.fds.emplace_back(op.fd);
                        return [&stage, fd = op.fd] {
@@ -351,8 +352,8 @@ void add_mappings(std::vector<Scene>& all) {
 }
 
 void add_allocations(std::vector<Scene>& all) {
-    for (const uint32_t kind : {DMAPROBE_ALLOC_COHERENT, DMAPROBE_ALLOC_NONCOHERENT,
-                                DMAPROBE_ALLOC_PAGES, DMAPROBE_ALLOC_NONCONTIGUOUS}) {
+    for (const uint32_t kind : {DMAPROBE_ALLOC_KIND_COHERENT, DMAPROBE_ALLOC_KIND_NONCOHERENT,
+                                DMAPROBE_ALLOC_KIND_PAGES, DMAPROBE_ALLOC_KIND_NONCONTIGUOUS}) {
         all.push_back({.name = numbered("alloc_large", kind), .prepare = [kind](Stage& stage) {
                            return one<dmaprobe_alloc>(stage, [&](auto& op) {
                                op.kind = kind;
@@ -400,7 +401,7 @@ void add_allocations(std::vector<Scene>& all) {
              }});
     // The kernel's address of such memory is made when it is first needed.
     all.push_back({.name = "first_copy", .prepare = [](Stage& stage) {
-                       const uint32_t id = stage.alloc(mib, DMAPROBE_ALLOC_NONCONTIGUOUS);
+                       const uint32_t id = stage.alloc(mib, DMAPROBE_ALLOC_KIND_NONCONTIGUOUS);
 
                        return one<dmaprobe_copy>(stage, [&](auto& op) {
                            op.id = id;
@@ -489,7 +490,7 @@ Act long_run(Stage& stage) {
         };
 
         c.buffer.length = 16 * page_size();
-        c.buffer.kind = DMAPROBE_BUFFER_SCATTERED;
+        c.buffer.kind = DMAPROBE_BUFFER_KIND_SCATTERED;
         c.map.buffer_id = c.free.id = DMAPROBE_RUN_ID(0);
         c.map.length = page_size();
         c.unmap.id = DMAPROBE_RUN_ID(1);

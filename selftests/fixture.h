@@ -195,7 +195,7 @@ public:
     }
 
     /* The usual calls, with all that a test seldom names left out. */
-    int alloc(Buffer& out, uint64_t length, uint32_t kind = DMAPROBE_BUFFER_CONTIGUOUS) const;
+    int alloc(Buffer& out, uint64_t length, uint32_t kind = DMAPROBE_BUFFER_KIND_CONTIGUOUS) const;
     /* A buffer, an allocation, a pool or a block. */
     int destroy(uint32_t id) const;
     int free(const Buffer& buffer) const { return destroy(buffer.id); }
@@ -218,7 +218,7 @@ public:
     int set_mask(uint64_t mask, uint32_t flags = DMAPROBE_SET_MASK_STREAMING) const;
 
     int map_sg(dmaprobe_map_sg& out, std::span<const dmaprobe_sg_entry> entries,
-               uint32_t kind = DMAPROBE_MAP_SG_LIST, uint32_t dir = DMAPROBE_DIR_BIDIRECTIONAL,
+               uint32_t kind = DMAPROBE_MAP_SG_KIND_LIST, uint32_t dir = DMAPROBE_DIR_BIDIRECTIONAL,
                uint64_t attrs = 0) const;
     /* Whether the kernel bounces whatever is mapped (`swiotlb=force`). */
     bool bounces() const;

@@ -25,7 +25,7 @@ protected:
         // The memory's own pages must be able to hold granules of this size.
         ASSERT_LE(granule, page_size());
         g = granule;
-        ASSERT_OK(s.alloc(b, 64 * g, DMAPROBE_BUFFER_CONTIGUOUS));
+        ASSERT_OK(s.alloc(b, 64 * g, DMAPROBE_BUFFER_KIND_CONTIGUOUS));
     }
 
     // A space of this many granules.
@@ -275,7 +275,7 @@ TEST_F(Iova, ExhaustedMask) {
 TEST_F(Iova, ScatteredPagesBecomeOneRange) {
     Buffer pages;
 
-    ASSERT_OK(s.alloc(pages, 16 * page_size(), DMAPROBE_BUFFER_SCATTERED));
+    ASSERT_OK(s.alloc(pages, 16 * page_size(), DMAPROBE_BUFFER_KIND_SCATTERED));
     ASSERT_OK(s.iova_alloc(io, pages.length));
     for (uint64_t at = 0; at < pages.length; at += page_size()) {
         ASSERT_OK(s.link(io.id, at, pages, at, page_size()));
@@ -370,7 +370,7 @@ TEST_F(Iova, LinkValues) {
 TEST_F(Iova, LinkAcrossScatteredPages) {
     Buffer pages;
 
-    ASSERT_OK(s.alloc(pages, 4 * page_size(), DMAPROBE_BUFFER_SCATTERED));
+    ASSERT_OK(s.alloc(pages, 4 * page_size(), DMAPROBE_BUFFER_KIND_SCATTERED));
     ASSERT_OK(s.iova_alloc(io, 4 * page_size()));
     EXPECT_ERRNO(s.link(io.id, 0, pages, 0, 2 * page_size()), EINVAL);
     EXPECT_ERRNO(s.link(io.id, 0, pages, page_size(), page_size() + 1), EINVAL);

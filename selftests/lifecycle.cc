@@ -61,13 +61,13 @@ protected:
 
         if (const int err = session.alloc(contiguous, 8 * page))
             return err;
-        if (const int err = session.alloc(scattered, 8 * page, DMAPROBE_BUFFER_SCATTERED))
+        if (const int err = session.alloc(scattered, 8 * page, DMAPROBE_BUFFER_KIND_SCATTERED))
             return err;
         for (const uint32_t dir :
              {DMAPROBE_DIR_BIDIRECTIONAL, DMAPROBE_DIR_TO_DEVICE, DMAPROBE_DIR_FROM_DEVICE}) {
             dmaprobe_map map = {};
 
-            map.kind = DMAPROBE_MAP_PAGE;
+            map.kind = DMAPROBE_MAP_KIND_PAGE;
             map.dir = dir;
             map.buffer_id = contiguous.id;
             map.buffer_offset = page;
@@ -434,7 +434,7 @@ TEST_F(Unbind, WithCallsInFlight) {
             while (!stop) {
                 dmaprobe_map map = {};
 
-                map.kind = DMAPROBE_MAP_PAGE;
+                map.kind = DMAPROBE_MAP_KIND_PAGE;
                 map.buffer_id = b.id;
                 map.length = page_size();
                 int err = s(map);
@@ -509,7 +509,7 @@ TEST_F(Lifecycle, ThreadsOnTheSameIds) {
                 dmaprobe_sync sync = {};
                 Buffer temporary;
 
-                map.kind = DMAPROBE_MAP_PAGE;
+                map.kind = DMAPROBE_MAP_KIND_PAGE;
                 map.buffer_id = b.id;
                 map.length = page;
                 int err = s(map);

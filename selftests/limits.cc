@@ -65,7 +65,7 @@ private:
             const auto began = steady_clock::now();
             dmaprobe_map map = {};
 
-            map.kind = DMAPROBE_MAP_PAGE;
+            map.kind = DMAPROBE_MAP_KIND_PAGE;
             map.buffer_id = b.id;
             map.length = page_size();
             int err = s_(map);
@@ -190,13 +190,13 @@ TEST_F(Numbers, TooLarge) {
     EXPECT_REFUSED(buffer, length);
     EXPECT_REFUSED(buffer, order);
     EXPECT_REFUSED(buffer, kind);
-    buffer.kind = DMAPROBE_BUFFER_SCATTERED;
+    buffer.kind = DMAPROBE_BUFFER_KIND_SCATTERED;
     EXPECT_REFUSED(buffer, length);
     EXPECT_REFUSED(buffer, order);
-    buffer.kind = DMAPROBE_BUFFER_KMALLOC;
+    buffer.kind = DMAPROBE_BUFFER_KIND_KMALLOC;
     EXPECT_REFUSED(buffer, length);
     EXPECT_REFUSED(buffer, offset);
-    buffer.flags = DMAPROBE_BUFFER_NODE;
+    buffer.flags = DMAPROBE_BUFFER_ALLOC_NODE;
     EXPECT_REFUSED(buffer, node);
     dmaprobe_destroy destroy = {};
     EXPECT_REFUSED(destroy, id);
@@ -207,7 +207,7 @@ TEST_F(Numbers, TooLarge) {
     EXPECT_REFUSED(pin, length);
 
     dmaprobe_map map = {};
-    map.kind = DMAPROBE_MAP_PAGE;
+    map.kind = DMAPROBE_MAP_KIND_PAGE;
     map.buffer_id = b.id;
     map.length = page;
     EXPECT_REFUSED(map, length);
@@ -328,8 +328,8 @@ TEST_F(Numbers, TooLarge) {
     EXPECT_REFUSED(alloc, kind);
     EXPECT_REFUSED(alloc, dir);
     EXPECT_REFUSED(alloc, attrs);
-    for (const uint32_t kind : {DMAPROBE_ALLOC_COHERENT, DMAPROBE_ALLOC_NONCOHERENT,
-                                DMAPROBE_ALLOC_PAGES, DMAPROBE_ALLOC_NONCONTIGUOUS}) {
+    for (const uint32_t kind : {DMAPROBE_ALLOC_KIND_COHERENT, DMAPROBE_ALLOC_KIND_NONCOHERENT,
+                                DMAPROBE_ALLOC_KIND_PAGES, DMAPROBE_ALLOC_KIND_NONCONTIGUOUS}) {
         alloc.kind = kind;
         EXPECT_REFUSED(alloc, length);
     }
@@ -428,7 +428,7 @@ TEST_F(LimitsTest, IovaSpace) {
             Allocation a;
             dmaprobe_map map = {};
             ASSERT_OK(s.alloc(b, 16 * page));
-            map.kind = DMAPROBE_MAP_PAGE;
+            map.kind = DMAPROBE_MAP_KIND_PAGE;
             map.buffer_id = b.id;
             map.length = 16 * page;
             EXPECT_ERRNO(s(map), ENOMEM);
@@ -507,7 +507,7 @@ TEST_F(LimitsTest, MoreMemoryThanThereIs) {
 
         if (!mine)
             _exit(11);
-        if (mine.alloc(b, 32 * mib, DMAPROBE_BUFFER_SCATTERED) != ENOMEM)
+        if (mine.alloc(b, 32 * mib, DMAPROBE_BUFFER_KIND_SCATTERED) != ENOMEM)
             _exit(12);
         _exit(0);
     }
@@ -542,7 +542,7 @@ TEST_F(LimitsTest, MemoryOfASession) {
         EXPECT_OK(one.pin(pinned, own.data(), 2 * mib));
         // Where it is contiguous, a power of two of pages is charged.
         EXPECT_OK(allocate(one, a, alloc_ways[0], mib / 2));
-        EXPECT_OK(one.alloc(b, mib / 2 - page, DMAPROBE_BUFFER_SCATTERED));
+        EXPECT_OK(one.alloc(b, mib / 2 - page, DMAPROBE_BUFFER_KIND_SCATTERED));
         EXPECT_ERRNO(one.alloc(b, 2 * page), ENOMEM);
         EXPECT_ERRNO(one.pin(b, own.data() + 1, page), ENOMEM);
         EXPECT_ERRNO(allocate(one, a, alloc_ways[0], mib), ENOMEM);
@@ -575,7 +575,8 @@ TEST_F(LimitsTest, RefusalsAtTheSameTime) {
             while (steady_clock::now() < end) {
                 Buffer b;
 
-                if (const int err = s.alloc(b, 1 << 30, DMAPROBE_BUFFER_SCATTERED); err != ENOMEM)
+                if (const int err = s.alloc(b, 1 << 30, DMAPROBE_BUFFER_KIND_SCATTERED);
+                    err != ENOMEM)
                     odd = err ? err : EPROTO;
             }
         });
@@ -612,7 +613,7 @@ TEST_F(LimitsTest, ManyObjects) {
         for (size_t i = 0; i < maps.size(); i++) {
             maps[i] = {};
             maps[i].size = sizeof(maps[i]);
-            maps[i].kind = DMAPROBE_MAP_PAGE;
+            maps[i].kind = DMAPROBE_MAP_KIND_PAGE;
             maps[i].buffer_id = b.id;
             maps[i].length = 64;
             ops[i].cmd = DMAPROBE_MAP;
@@ -655,7 +656,7 @@ TEST_F(LimitsTest, ManySessions) {
             break;
         }
         ASSERT_OK(next.alloc(b, page));
-        map.kind = DMAPROBE_MAP_PAGE;
+        map.kind = DMAPROBE_MAP_KIND_PAGE;
         map.buffer_id = b.id;
         map.length = page;
         ASSERT_OK(next(map));

@@ -28,7 +28,7 @@ protected:
     static dmaprobe_map range(const Buffer& b, uint64_t offset, uint64_t length) {
         dmaprobe_map op = {};
 
-        op.kind = DMAPROBE_MAP_PAGE;
+        op.kind = DMAPROBE_MAP_KIND_PAGE;
         op.buffer_id = b.id;
         op.buffer_offset = offset;
         op.length = length;
@@ -68,7 +68,7 @@ protected:
         Mapping::SetUp();
         if (IsSkipped() || HasFatalFailure())
             return;
-        if (GetParam().kind != DMAPROBE_MAP_PHYS)
+        if (GetParam().kind != DMAPROBE_MAP_KIND_PHYS)
             return;
         if (const auto why = s.missing(DMAPROBE_FEATURE_MAP_PHYS))
             GTEST_SKIP() << *why;
@@ -84,15 +84,15 @@ protected:
 };
 
 INSTANTIATE_TEST_SUITE_P(All, MappingWays,
-                         testing::Values(Way{DMAPROBE_MAP_SINGLE, DMAPROBE_DIR_BIDIRECTIONAL},
-                                         Way{DMAPROBE_MAP_SINGLE, DMAPROBE_DIR_TO_DEVICE},
-                                         Way{DMAPROBE_MAP_SINGLE, DMAPROBE_DIR_FROM_DEVICE},
-                                         Way{DMAPROBE_MAP_PAGE, DMAPROBE_DIR_BIDIRECTIONAL},
-                                         Way{DMAPROBE_MAP_PAGE, DMAPROBE_DIR_TO_DEVICE},
-                                         Way{DMAPROBE_MAP_PAGE, DMAPROBE_DIR_FROM_DEVICE},
-                                         Way{DMAPROBE_MAP_PHYS, DMAPROBE_DIR_BIDIRECTIONAL},
-                                         Way{DMAPROBE_MAP_PHYS, DMAPROBE_DIR_TO_DEVICE},
-                                         Way{DMAPROBE_MAP_PHYS, DMAPROBE_DIR_FROM_DEVICE}),
+                         testing::Values(Way{DMAPROBE_MAP_KIND_SINGLE, DMAPROBE_DIR_BIDIRECTIONAL},
+                                         Way{DMAPROBE_MAP_KIND_SINGLE, DMAPROBE_DIR_TO_DEVICE},
+                                         Way{DMAPROBE_MAP_KIND_SINGLE, DMAPROBE_DIR_FROM_DEVICE},
+                                         Way{DMAPROBE_MAP_KIND_PAGE, DMAPROBE_DIR_BIDIRECTIONAL},
+                                         Way{DMAPROBE_MAP_KIND_PAGE, DMAPROBE_DIR_TO_DEVICE},
+                                         Way{DMAPROBE_MAP_KIND_PAGE, DMAPROBE_DIR_FROM_DEVICE},
+                                         Way{DMAPROBE_MAP_KIND_PHYS, DMAPROBE_DIR_BIDIRECTIONAL},
+                                         Way{DMAPROBE_MAP_KIND_PHYS, DMAPROBE_DIR_TO_DEVICE},
+                                         Way{DMAPROBE_MAP_KIND_PHYS, DMAPROBE_DIR_FROM_DEVICE}),
                          [](const auto& row) { return way_name(row.param); });
 
 // Every granule leads where it should, and nowhere once it is unmapped.
@@ -136,7 +136,7 @@ TEST_P(MappingWays, PagesOfAScatteredBuffer) {
     Buffer b;
     std::vector<dmaprobe_map> maps;
 
-    ASSERT_OK(s.alloc(b, 8 * page, DMAPROBE_BUFFER_SCATTERED));
+    ASSERT_OK(s.alloc(b, 8 * page, DMAPROBE_BUFFER_KIND_SCATTERED));
     for (uint64_t i = 0; i < 8; i++) {
         dmaprobe_map map = range(b, i * page, page);
 
@@ -212,7 +212,7 @@ TEST_F(Mapping, PhysWithoutTheKernelsCall) {
 
     ASSERT_OK(s.alloc(b, page_size()));
     dmaprobe_map map = range(b, 0, page_size());
-    map.kind = DMAPROBE_MAP_PHYS;
+    map.kind = DMAPROBE_MAP_KIND_PHYS;
     EXPECT_ERRNO(s(map), EOPNOTSUPP);
     EXPECT_OK(s.free(b));
 }

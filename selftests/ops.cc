@@ -27,7 +27,7 @@ uint32_t Live::mapping() {
         return mapping_;
     dmaprobe_map op = {};
 
-    op.kind = DMAPROBE_MAP_PAGE;
+    op.kind = DMAPROBE_MAP_KIND_PAGE;
     op.buffer_id = buffer();
     op.length = length;
     EXPECT_OK(s(op));
@@ -135,7 +135,7 @@ uint32_t Live::freed(Kind kind) {
     case Kind::mapping: {
         dmaprobe_map op = {};
 
-        op.kind = DMAPROBE_MAP_PAGE;
+        op.kind = DMAPROBE_MAP_KIND_PAGE;
         op.buffer_id = buffer();
         op.length = length;
         EXPECT_OK(s(op));
@@ -158,7 +158,7 @@ uint32_t Live::freed(Kind kind) {
 int Live::make_alloc(uint32_t& id) const {
     dmaprobe_alloc op = {};
 
-    op.kind = DMAPROBE_ALLOC_PAGES;
+    op.kind = DMAPROBE_ALLOC_KIND_PAGES;
     op.length = length;
     const int err = s(op);
     id = op.id;
@@ -258,7 +258,7 @@ const std::vector<Op>& ops() {
         {
             using T = struct dmaprobe_buffer_alloc;
             all.push_back(of<T>({.min_size = 48,
-                                 .flags = DMAPROBE_BUFFER_NODE,
+                                 .flags = DMAPROBE_BUFFER_ALLOC_NODE,
                                  .enums = {{AT(kind), 3}},
                                  .answers = true,
                                  .makes = IdField{AT(id), Kind::buffer}},

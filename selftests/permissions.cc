@@ -350,7 +350,7 @@ TEST_P(PermissionsOf, MemoryThatMayNotBeWritten) {
             auto map = [&mine, b, this](uint32_t dir) {
                 dmaprobe_map op = {};
 
-                op.kind = DMAPROBE_MAP_PAGE;
+                op.kind = DMAPROBE_MAP_KIND_PAGE;
                 op.dir = dir;
                 op.buffer_id = b->id;
                 op.length = page;
@@ -455,7 +455,7 @@ TEST_P(PermissionsOf, LimitsOfTheDevice) {
 
     ASSERT_TRUE(other);
     ASSERT_OK(other.alloc(b, page));
-    map.kind = DMAPROBE_MAP_PAGE;
+    map.kind = DMAPROBE_MAP_KIND_PAGE;
     map.buffer_id = b.id;
     map.length = page;
     ASSERT_OK(other(map));
@@ -516,7 +516,7 @@ TEST_F(Permissions, MaskBits) {
              [&mine, b, this] {
                  dmaprobe_map op = {};
 
-                 op.kind = DMAPROBE_MAP_PAGE;
+                 op.kind = DMAPROBE_MAP_KIND_PAGE;
                  op.buffer_id = b->id;
                  op.length = page;
                  return mine(op);
@@ -537,7 +537,7 @@ std::vector<Deed> address_makers(Raw& mine, int expected, bool iova) {
          [=, &mine] {
              dmaprobe_map op = {};
 
-             op.kind = DMAPROBE_MAP_PAGE;
+             op.kind = DMAPROBE_MAP_KIND_PAGE;
              op.buffer_id = b->id;
              op.length = page;
              return mine(op);
@@ -553,8 +553,8 @@ std::vector<Deed> address_makers(Raw& mine, int expected, bool iova) {
          expected},
     };
 
-    for (const uint32_t kind : {DMAPROBE_ALLOC_COHERENT, DMAPROBE_ALLOC_NONCOHERENT,
-                                DMAPROBE_ALLOC_PAGES, DMAPROBE_ALLOC_NONCONTIGUOUS})
+    for (const uint32_t kind : {DMAPROBE_ALLOC_KIND_COHERENT, DMAPROBE_ALLOC_KIND_NONCOHERENT,
+                                DMAPROBE_ALLOC_KIND_PAGES, DMAPROBE_ALLOC_KIND_NONCONTIGUOUS})
         deeds.push_back({"alloc",
                          [=, &mine] {
                              Allocation a;
@@ -614,7 +614,7 @@ TEST_P(PermissionsOf, AddressesOfTheDevice) {
         const auto map = [last, this](const Raw& session, const Buffer& of) {
             dmaprobe_map op = {};
 
-            op.kind = DMAPROBE_MAP_PAGE;
+            op.kind = DMAPROBE_MAP_KIND_PAGE;
             op.buffer_id = of.id;
             op.length = page;
             const int err = session(op);
@@ -655,7 +655,7 @@ TEST_P(PermissionsOf, AddressesOfTheDevice) {
     for (int i = 0; i < 8; i++) {
         dmaprobe_map op = {};
 
-        op.kind = DMAPROBE_MAP_PAGE;
+        op.kind = DMAPROBE_MAP_KIND_PAGE;
         op.buffer_id = b.id;
         op.length = page;
         EXPECT_OK(s(op));
@@ -717,7 +717,7 @@ TEST_P(PermissionsOf, OrdinaryWork) {
             {"mmap", [&mine, b] { return mine.mmap(*b) ? 0 : errno; }, 0},
             {"map",
              [&mine, b, map, this] {
-                 map->kind = DMAPROBE_MAP_PAGE;
+                 map->kind = DMAPROBE_MAP_KIND_PAGE;
                  map->buffer_id = b->id;
                  map->length = page;
                  return mine(*map);
@@ -762,7 +762,7 @@ TEST_F(Permissions, EachCapabilityByItself) {
         Buffer b;
 
         EXPECT_OK(s.alloc(b, page));
-        op.kind = DMAPROBE_MAP_PAGE;
+        op.kind = DMAPROBE_MAP_KIND_PAGE;
         op.buffer_id = b.id;
         op.length = page;
         op.attrs = DMAPROBE_ATTR_CC_SHARED;

@@ -104,7 +104,8 @@ protected:
     }
 
     int map(dmaprobe_map& op, const Buffer& b, uint64_t offset, uint64_t length,
-            uint32_t dir = DMAPROBE_DIR_BIDIRECTIONAL, uint32_t kind = DMAPROBE_MAP_PAGE) const {
+            uint32_t dir = DMAPROBE_DIR_BIDIRECTIONAL,
+            uint32_t kind = DMAPROBE_MAP_KIND_PAGE) const {
         op = {};
         op.kind = kind;
         op.dir = dir;
@@ -169,10 +170,11 @@ TEST_F(Pin, EveryMapKind) {
 
     ASSERT_TRUE(m);
     ASSERT_OK(s.pin(b, m.data() + 5, 1000));
-    for (const uint32_t kind : {DMAPROBE_MAP_SINGLE, DMAPROBE_MAP_PAGE, DMAPROBE_MAP_PHYS}) {
+    for (const uint32_t kind :
+         {DMAPROBE_MAP_KIND_SINGLE, DMAPROBE_MAP_KIND_PAGE, DMAPROBE_MAP_KIND_PHYS}) {
         dmaprobe_map op = {};
 
-        if (kind == DMAPROBE_MAP_PHYS && s.missing(DMAPROBE_FEATURE_MAP_PHYS))
+        if (kind == DMAPROBE_MAP_KIND_PHYS && s.missing(DMAPROBE_FEATURE_MAP_PHYS))
             continue;
         SCOPED_TRACE(std::format("kind {}", kind));
         ASSERT_OK(map(op, b, 0, 1000, DMAPROBE_DIR_BIDIRECTIONAL, kind));
@@ -562,7 +564,7 @@ TEST_F(Pin, NeighboursInOnePage) {
 
 // A buffer's own memory, of this session and of another that is closed meanwhile.
 TEST_F(Pin, MemoryOfABuffer) {
-    for (const uint32_t kind : {DMAPROBE_BUFFER_CONTIGUOUS, DMAPROBE_BUFFER_SCATTERED}) {
+    for (const uint32_t kind : {DMAPROBE_BUFFER_KIND_CONTIGUOUS, DMAPROBE_BUFFER_KIND_SCATTERED}) {
         SCOPED_TRACE(std::format("kind {}", kind));
         Raw other = Raw::open(bdf);
         Buffer theirs;
@@ -705,7 +707,7 @@ TEST_F(Pin, KilledWithPinnedMemory) {
 
         if (!own || !m || own.pin(b, m.data(), m.size()))
             _exit(1);
-        op.kind = DMAPROBE_MAP_PAGE;
+        op.kind = DMAPROBE_MAP_KIND_PAGE;
         op.buffer_id = b.id;
         op.length = page;
         if (own(op) || write(ready[1], "x", 1) != 1)

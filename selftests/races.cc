@@ -293,7 +293,7 @@ TEST_F(Races, TheFileIsReplacedUnderCalls) {
 
                     alloc.length = (1 + t) * page;
                     fine(call(fd, alloc));
-                    map.kind = DMAPROBE_MAP_PAGE;
+                    map.kind = DMAPROBE_MAP_KIND_PAGE;
                     map.buffer_id = alloc.id;
                     map.length = page;
                     fine(call(fd, map));
@@ -378,7 +378,7 @@ TEST_F(Races, RingAndSessionGoWithCallsUnderWay) {
         ASSERT_OK(other.alloc(b, page_size()));
         for (dmaprobe_map& map : maps) {
             map.size = sizeof(map);
-            map.kind = DMAPROBE_MAP_PAGE;
+            map.kind = DMAPROBE_MAP_KIND_PAGE;
             map.buffer_id = b.id;
             map.length = page_size();
             ring.command(other.fd(), DMAPROBE_MAP, &map);
@@ -560,7 +560,7 @@ TEST_F(Races, SessionIsHandedOnByADyingProcess) {
             memset(m.data(), 0x5e, m.size());
             if (!own || own.pin(pinned, m.data(), m.size()) || own.alloc(b, page))
                 _exit(1);
-            map.kind = DMAPROBE_MAP_PAGE;
+            map.kind = DMAPROBE_MAP_KIND_PAGE;
             map.buffer_id = pinned.id;
             map.length = page;
             if (own(map) || pinned.id != 1 || b.id != 2 || map.id != 3)
@@ -879,7 +879,7 @@ TEST_F(Reset, MappingsStay) {
     dmaprobe_enable enable = {};
 
     ASSERT_OK(s.alloc(b, 4 * page));
-    map.kind = DMAPROBE_MAP_PAGE;
+    map.kind = DMAPROBE_MAP_KIND_PAGE;
     map.buffer_id = b.id;
     map.length = 4 * page;
     ASSERT_OK(s(map));
@@ -944,7 +944,7 @@ TEST_F(Reset, InMidDma) {
     if (!iommu && rig.engine().dma_mask() < s.limits().required_mask)
         GTEST_SKIP() << "no IOMMU translates, and the engine does not reach all memory";
     ASSERT_OK(s.alloc(b, 2 * page));
-    map.kind = DMAPROBE_MAP_PAGE;
+    map.kind = DMAPROBE_MAP_KIND_PAGE;
     map.buffer_id = b.id;
     map.length = 2 * page;
     ASSERT_OK(s(map));

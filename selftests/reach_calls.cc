@@ -170,10 +170,10 @@ template <>
 void Caller::fill(Call& /*call*/, dmaprobe_buffer_alloc& op) {
     op.kind = below(chance(32) ? 4 : 3);
     op.length = pick({1, 1, 2, 3, 4, 8, 16, 32, 64, 256}) * page_size();
-    if (op.kind == DMAPROBE_BUFFER_SCATTERED && chance(2)) {
+    if (op.kind == DMAPROBE_BUFFER_KIND_SCATTERED && chance(2)) {
         op.order = below(4);
         op.length = (1 + below(8)) * page_size() << op.order;
-    } else if (op.kind == DMAPROBE_BUFFER_KMALLOC) {
+    } else if (op.kind == DMAPROBE_BUFFER_KIND_KMALLOC) {
         op.length = 1 + below(pick({64, 5000, 20'000}));
         op.offset = chance(3) ? 0 : below(page_size() / 8) * 8;
     }
@@ -350,7 +350,7 @@ void Caller::fill(Call& /*call*/, dmaprobe_alloc& op) {
     op.kind = below(chance(32) ? 5 : 4);
     op.length = pick({1, page_size(), page_size() + 1, 3 * page_size(), 16 * page_size(),
                       64 * page_size() - 5, 1 + below(16 * page_size())});
-    if (op.kind == DMAPROBE_ALLOC_COHERENT)
+    if (op.kind == DMAPROBE_ALLOC_KIND_COHERENT)
         op.attrs = pick({0, 0, DMAPROBE_ATTR_WRITE_COMBINE, DMAPROBE_ATTR_NO_KERNEL_MAPPING,
                          DMAPROBE_ATTR_FORCE_CONTIGUOUS, DMAPROBE_ATTR_ALLOC_SINGLE_PAGES,
                          DMAPROBE_ATTR_WEAK_ORDERING});

@@ -384,8 +384,8 @@ void Model::on(const Call& call, const dmaprobe_buffer_alloc& op) {
     Object made = {.type = Type::buffer, .length = op.length};
 
     made.first = op.offset;
-    made.frames = op.kind == DMAPROBE_BUFFER_KMALLOC ? kmalloc_frames(call.session, op)
-                                                     : mmapped_frames(call.session, op);
+    made.frames = op.kind == DMAPROBE_BUFFER_KIND_KMALLOC ? kmalloc_frames(call.session, op)
+                                                          : mmapped_frames(call.session, op);
     if (made.frames.empty()) {
         if (sessions_[call.session].destroy(op.id))
             wrong("a buffer cannot be destroyed");
@@ -413,7 +413,8 @@ void Model::on(const Call& call, const dmaprobe_buffer_pin& op) {
 
 template <>
 void Model::on(const Call& call, const dmaprobe_alloc& op) {
-    const bool streaming = op.kind == DMAPROBE_ALLOC_NONCOHERENT || op.kind == DMAPROBE_ALLOC_PAGES;
+    const bool streaming =
+        op.kind == DMAPROBE_ALLOC_KIND_NONCOHERENT || op.kind == DMAPROBE_ALLOC_KIND_PAGES;
     Object made = {.type = Type::alloc, .length = op.length};
 
     made.frames = table_frames(call.session, op.id);

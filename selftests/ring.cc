@@ -356,6 +356,34 @@ TEST_F(Ring, CancelARun) {
     EXPECT_OK(s.free(b));
 }
 
+// What is done page by page looks for the cancellation between them.
+TEST_F(Ring, CancelACopy) {
+    constexpr size_t length = size_t{64} << 20;
+    const Memory memory = Memory::fenced(length);
+    bool interrupted = false;
+    Buffer b;
+
+    ASSERT_OK(s.alloc(b, length, DMAPROBE_BUFFER_KIND_SCATTERED));
+    for (int i = 0; i < 20 && !interrupted; i++) {
+        dmaprobe_copy copy = {};
+
+        copy.id = b.id;
+        copy.dir = DMAPROBE_COPY_READ;
+        copy.length = length;
+        copy.addr = memory.address();
+        put(ring, s.fd(), copy, 1);
+        ASSERT_EQ(ring.submit(), 1);
+        std::this_thread::sleep_for(milliseconds(1 + i));
+        ring.cancel(1, 2);
+        Results results = submit_all(ring, 2);
+        interrupted = results[1] == Errno{EINTR};
+        EXPECT_TRUE(interrupted || results[1] == Errno{ECANCELED} || results[1] == Errno{0})
+            << testing::PrintToString(results[1]);
+    }
+    EXPECT_TRUE(interrupted) << "a copy of 64 MiB ends before it can be cancelled";
+    EXPECT_OK(s.free(b));
+}
+
 TEST_F(Ring, RingEndsWithCommandsInFlight) {
     Buffer b;
 

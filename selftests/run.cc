@@ -104,7 +104,7 @@ TEST_F(Stats, CountsWhatTheSessionHolds) {
 
     expect_nothing_left();
     ASSERT_OK(s.alloc(a, page_size()));
-    ASSERT_OK(s.alloc(b, 3 * page_size(), DMAPROBE_BUFFER_SCATTERED));
+    ASSERT_OK(s.alloc(b, 3 * page_size(), DMAPROBE_BUFFER_KIND_SCATTERED));
     map.buffer_id = a.id;
     map.length = a.length;
     ASSERT_OK(s(map));
@@ -222,7 +222,7 @@ TEST_F(Run, MapSyncUnmapFree) {
     alloc.length = page_size();
     map.buffer_id = c.add(alloc);
     map.length = page_size();
-    map.kind = DMAPROBE_MAP_PAGE;
+    map.kind = DMAPROBE_MAP_KIND_PAGE;
     sync.id = c.add(map);
     sync.length = page_size();
     c.add(sync);

@@ -110,7 +110,7 @@ protected:
 
     // Map, look at everything, unmap. The segments that it had.
     std::vector<Segment> round(const std::vector<Entry>& entries,
-                               uint32_t kind = DMAPROBE_MAP_SG_LIST,
+                               uint32_t kind = DMAPROBE_MAP_SG_KIND_LIST,
                                uint32_t dir = DMAPROBE_DIR_BIDIRECTIONAL) const {
         std::vector<Segment> segments;
         dmaprobe_map_sg map = {};
@@ -158,15 +158,15 @@ private:
 class SgKinds : public Sg, public testing::WithParamInterface<uint32_t> {};
 
 INSTANTIATE_TEST_SUITE_P(All, SgKinds,
-                         testing::Values(uint32_t{DMAPROBE_MAP_SG_LIST},
-                                         uint32_t{DMAPROBE_MAP_SG_TABLE}),
+                         testing::Values(uint32_t{DMAPROBE_MAP_SG_KIND_LIST},
+                                         uint32_t{DMAPROBE_MAP_SG_KIND_TABLE}),
                          [](const auto& row) { return row.param ? "table" : "list"; });
 
 TEST_P(SgKinds, EveryDirection) {
     Buffer scattered;
     Buffer whole;
 
-    ASSERT_OK(s.alloc(scattered, 8 * page, DMAPROBE_BUFFER_SCATTERED));
+    ASSERT_OK(s.alloc(scattered, 8 * page, DMAPROBE_BUFFER_KIND_SCATTERED));
     ASSERT_OK(s.alloc(whole, 8 * page));
     std::vector<Entry> entries = pages_of(scattered);
     entries.push_back(entry(whole, 100, 3 * page));
@@ -185,7 +185,7 @@ TEST_P(SgKinds, MergesUpToTheLongestSegment) {
     const uint64_t n = 64;
     Buffer b;
 
-    ASSERT_OK(s.alloc(b, n * page, DMAPROBE_BUFFER_SCATTERED));
+    ASSERT_OK(s.alloc(b, n * page, DMAPROBE_BUFFER_KIND_SCATTERED));
     const std::vector<Entry> entries = pages_of(b);
     for (const uint64_t pages : {uint64_t{1}, uint64_t{2}, uint64_t{3}, uint64_t{16}, n, 2 * n}) {
         SCOPED_TRACE(std::format("longest segment: {} pages", pages));
@@ -208,7 +208,7 @@ TEST_P(SgKinds, MergesUpToTheBoundary) {
     const uint64_t n = 64;
     Buffer b;
 
-    ASSERT_OK(s.alloc(b, n * page, DMAPROBE_BUFFER_SCATTERED));
+    ASSERT_OK(s.alloc(b, n * page, DMAPROBE_BUFFER_KIND_SCATTERED));
     const std::vector<Entry> entries = pages_of(b);
     for (const uint64_t pages : {uint64_t{1}, uint64_t{2}, uint64_t{8}, n}) {
         SCOPED_TRACE(std::format("boundary: {} pages", pages));
@@ -238,7 +238,7 @@ TEST_P(SgKinds, UnalignedMiddlesAreNotMerged) {
         GTEST_SKIP() << "the granule is not the page size";
     Buffer b;
 
-    ASSERT_OK(s.alloc(b, 8 * page, DMAPROBE_BUFFER_SCATTERED));
+    ASSERT_OK(s.alloc(b, 8 * page, DMAPROBE_BUFFER_KIND_SCATTERED));
     const Entry full[] = {entry(b, 0, page), entry(b, page, page), entry(b, 2 * page, page)};
     struct {
         std::vector<Entry> entries;
@@ -270,7 +270,7 @@ TEST_P(SgKinds, SameMemoryMoreThanOnce) {
     Buffer b;
     Buffer other;
 
-    ASSERT_OK(s.alloc(b, 4 * page, DMAPROBE_BUFFER_SCATTERED));
+    ASSERT_OK(s.alloc(b, 4 * page, DMAPROBE_BUFFER_KIND_SCATTERED));
     ASSERT_OK(s.alloc(other, page));
     const std::vector<Entry> entries = {entry(b, 0, page),     entry(b, 0, page),
                                         entry(other, 0, page), entry(b, page, page),
@@ -304,7 +304,7 @@ TEST_P(SgKinds, LongestList) {
     if (s.bounces())
         GTEST_SKIP() << "so much cannot be bounced";
     ASSERT_OK(s.set_mask(0xffffffff));
-    ASSERT_OK(s.alloc(b, pages * page, DMAPROBE_BUFFER_SCATTERED));
+    ASSERT_OK(s.alloc(b, pages * page, DMAPROBE_BUFFER_KIND_SCATTERED));
     std::vector<Entry> entries;
     entries.reserve(DMAPROBE_MAP_SG_MAX + 1);
     for (uint64_t i = 0; i < DMAPROBE_MAP_SG_MAX; i++)
@@ -362,7 +362,7 @@ TEST_P(SgKinds, PaddingIsTheBuffersOwn) {
 
     ASSERT_OK(s.alloc(tight, 3 * page));
     ASSERT_OK(s.alloc(roomy, 4 * page));
-    ASSERT_OK(s.alloc(scattered, 4 * page, DMAPROBE_BUFFER_SCATTERED));
+    ASSERT_OK(s.alloc(scattered, 4 * page, DMAPROBE_BUFFER_KIND_SCATTERED));
     ASSERT_OK(s.alloc(whole, 8 * page));
     ASSERT_OK(s.set_segments(DMAPROBE_SET_SEGMENTS_MAX_SIZE | DMAPROBE_SET_SEGMENTS_BOUNDARY,
                              static_cast<uint32_t>(8 * page), 4 * page - 1));
@@ -423,11 +423,11 @@ TEST_P(SgKinds, BadEntries) {
     // One whose id this session does not have.
     for (Buffer& one : foreign)
         ASSERT_OK(other.alloc(one, page));
-    ASSERT_OK(s.alloc(b, 4 * page, DMAPROBE_BUFFER_SCATTERED));
+    ASSERT_OK(s.alloc(b, 4 * page, DMAPROBE_BUFFER_KIND_SCATTERED));
     ASSERT_OK(s.alloc(whole, 32 * page));
     ASSERT_OK(s.alloc(gone, page));
     ASSERT_OK(s.free(gone));
-    single.kind = DMAPROBE_MAP_PAGE;
+    single.kind = DMAPROBE_MAP_KIND_PAGE;
     single.buffer_id = whole.id;
     single.length = page;
     ASSERT_OK(s(single));
@@ -503,7 +503,7 @@ TEST_P(SgKinds, SyncsOnlyTheWhole) {
     dmaprobe_map_sg map = {};
     Buffer b;
 
-    ASSERT_OK(s.alloc(b, 4 * page, DMAPROBE_BUFFER_SCATTERED));
+    ASSERT_OK(s.alloc(b, 4 * page, DMAPROBE_BUFFER_KIND_SCATTERED));
     ASSERT_OK(s.map_sg(map, pages_of(b), GetParam()));
     for (const uint32_t target : {DMAPROBE_SYNC_FOR_CPU, DMAPROBE_SYNC_FOR_DEVICE}) {
         SCOPED_TRACE(std::format("target {}", target));
@@ -525,7 +525,7 @@ TEST_P(SgKinds, SyncAndUnmapCopyWhatIsBounced) {
 
     if (!s.bounces())
         GTEST_SKIP() << "the memory is not bounced";
-    ASSERT_OK(s.alloc(b, 4 * page, DMAPROBE_BUFFER_SCATTERED));
+    ASSERT_OK(s.alloc(b, 4 * page, DMAPROBE_BUFFER_KIND_SCATTERED));
     const Memory memory = s.mmap(b);
     ASSERT_TRUE(memory);
     const auto fill = [&](int value) { memset(memory.data(), value, memory.size()); };
@@ -558,7 +558,7 @@ TEST_P(SgKinds, SegmentsWithLittleRoom) {
     dmaprobe_map_sg map = {};
     Buffer b;
 
-    ASSERT_OK(s.alloc(b, 8 * page, DMAPROBE_BUFFER_SCATTERED));
+    ASSERT_OK(s.alloc(b, 8 * page, DMAPROBE_BUFFER_KIND_SCATTERED));
     ASSERT_OK(s.set_segments(DMAPROBE_SET_SEGMENTS_MAX_SIZE, static_cast<uint32_t>(page)));
     ASSERT_OK(s.map_sg(map, pages_of(b), GetParam()));
     ASSERT_EQ(map.nr_segments, 8u);
@@ -592,7 +592,7 @@ TEST_F(Sg, OneMappingIsOneSegment) {
     Buffer b;
 
     ASSERT_OK(s.alloc(b, 4 * page));
-    map.kind = DMAPROBE_MAP_PAGE;
+    map.kind = DMAPROBE_MAP_KIND_PAGE;
     map.buffer_id = b.id;
     map.buffer_offset = 10;
     map.length = 2 * page;
@@ -611,12 +611,13 @@ TEST_F(Sg, LiveListsDoNotOverlap) {
     std::set<uint64_t> granules;
     Buffer b;
 
-    ASSERT_OK(s.alloc(b, 16 * page, DMAPROBE_BUFFER_SCATTERED));
+    ASSERT_OK(s.alloc(b, 16 * page, DMAPROBE_BUFFER_KIND_SCATTERED));
     for (int i = 0; i < 50; i++) {
         std::vector<Segment> segments;
         dmaprobe_map_sg map = {};
 
-        ASSERT_OK(s.map_sg(map, pages_of(b), i % 2 ? DMAPROBE_MAP_SG_TABLE : DMAPROBE_MAP_SG_LIST));
+        ASSERT_OK(s.map_sg(map, pages_of(b),
+                           i % 2 ? DMAPROBE_MAP_SG_KIND_TABLE : DMAPROBE_MAP_SG_KIND_LIST));
         ASSERT_OK(s.segments(segments, map.id));
         for (const Segment& segment : segments)
             for (uint64_t at = 0; at < segment.length; at += page)
@@ -710,7 +711,7 @@ TEST_F(SegmentLimits, HoldForWhatIsBounced) {
     ASSERT_OK(s.alloc(b, 256 * page));
     ASSERT_OK(s.set_segments(DMAPROBE_SET_SEGMENTS_MIN_ALIGN | DMAPROBE_SET_SEGMENTS_BOUNDARY, 0,
                              0xfff, 0x7ff));
-    map.kind = DMAPROBE_MAP_PAGE;
+    map.kind = DMAPROBE_MAP_KIND_PAGE;
     map.buffer_id = b.id;
     for (const uint64_t offset : {0, 1, 0x123, 0x7ff, 0x800, 0xabc}) {
         map.buffer_offset = offset;

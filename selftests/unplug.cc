@@ -124,7 +124,7 @@ protected:
         Buffer b;
         dmaprobe_map map = {};
         ASSERT_OK(s.alloc(b, 2 * page));
-        map.kind = DMAPROBE_MAP_PAGE;
+        map.kind = DMAPROBE_MAP_KIND_PAGE;
         map.buffer_id = b.id;
         map.length = 2 * page;
         ASSERT_OK(s(map));
@@ -206,7 +206,7 @@ TEST_P(Unplug, InMidDma) {
 
             if (!rig || !mine || mine.alloc(b, 2 * page))
                 _exit(1);
-            map.kind = DMAPROBE_MAP_PAGE;
+            map.kind = DMAPROBE_MAP_KIND_PAGE;
             map.buffer_id = b.id;
             map.length = 2 * page;
             if (mine(map) || write(in.get(), "x", 1) != 1)

@@ -91,7 +91,7 @@ struct Mapped {
     int make(const Raw& s) {
         if (const int err = s.alloc(buffer, page_size()))
             return err;
-        map.kind = DMAPROBE_MAP_PAGE;
+        map.kind = DMAPROBE_MAP_KIND_PAGE;
         map.buffer_id = buffer.id;
         map.length = page_size();
         return s(map);

@@ -112,7 +112,7 @@ Measure map_by_ioctl(const Session& session, const Buffer& buffer) {
     return [fd = session.fd(), id = buffer.id()](std::uint64_t rounds) -> Result<double> {
         dmaprobe_map map{};
         map.size = sizeof(map);
-        map.kind = DMAPROBE_MAP_PAGE;
+        map.kind = DMAPROBE_MAP_KIND_PAGE;
         map.buffer_id = id;
         map.length = map_length.value();
         dmaprobe_unmap unmap{};
@@ -181,7 +181,7 @@ Measure map_by_ring(const Session& session, const Buffer& buffer, unsigned depth
         std::vector<std::pair<const dmaprobe_map*, dmaprobe_unmap*>> pairs;
         for (unsigned i = 0; i < depth; ++i) {
             auto& map = maps->add<dmaprobe_map>(DMAPROBE_MAP, "map");
-            map.kind = DMAPROBE_MAP_PAGE;
+            map.kind = DMAPROBE_MAP_KIND_PAGE;
             map.buffer_id = buffer.id();
             map.length = map_length.value();
             pairs.emplace_back(&map, &unmaps->add<dmaprobe_unmap>(DMAPROBE_UNMAP, "unmap"));

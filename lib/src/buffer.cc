@@ -38,7 +38,7 @@ std::string_view to_string(BufferKind kind) noexcept {
 Result<Buffer> Buffer::alloc(const Session& session, BufferKind kind, Size length,
                              const BufferOptions& options) {
     dmaprobe_buffer_alloc arg{};
-    arg.flags = options.node ? DMAPROBE_BUFFER_NODE : 0;
+    arg.flags = options.node ? DMAPROBE_BUFFER_ALLOC_NODE : 0;
     arg.kind = static_cast<std::uint32_t>(kind);
     arg.length = length.value();
     arg.order = options.order;

@@ -147,7 +147,7 @@ std::size_t CallList::nop() {
 
 Ref<Buffer> CallList::buffer_alloc(BufferKind kind, Size length, const BufferOptions& options) {
     auto& arg = add<dmaprobe_buffer_alloc>(DMAPROBE_BUFFER_ALLOC, "buffer_alloc");
-    arg.flags = options.node ? DMAPROBE_BUFFER_NODE : 0;
+    arg.flags = options.node ? DMAPROBE_BUFFER_ALLOC_NODE : 0;
     arg.kind = static_cast<std::uint32_t>(kind);
     arg.length = length.value();
     arg.order = options.order;

@@ -350,24 +350,24 @@ struct dmaprobe_enable {
 
 /**
  * enum dmaprobe_buffer_kind - how a buffer lies in physical memory
- * @DMAPROBE_BUFFER_CONTIGUOUS: one physically contiguous range
- * @DMAPROBE_BUFFER_SCATTERED: pieces of 2^order pages, each contiguous and aligned to its
+ * @DMAPROBE_BUFFER_KIND_CONTIGUOUS: one physically contiguous range
+ * @DMAPROBE_BUFFER_KIND_SCATTERED: pieces of 2^order pages, each contiguous and aligned to its
  *	size, none followed by its physical neighbour
- * @DMAPROBE_BUFFER_KMALLOC: memory from kmalloc(), which lies at any place of its page as
+ * @DMAPROBE_BUFFER_KIND_KMALLOC: memory from kmalloc(), which lies at any place of its page as
  *	small objects do; no other object shares its pages
  */
 enum dmaprobe_buffer_kind {
-	DMAPROBE_BUFFER_CONTIGUOUS = 0,
-	DMAPROBE_BUFFER_SCATTERED = 1,
-	DMAPROBE_BUFFER_KMALLOC = 2,
+	DMAPROBE_BUFFER_KIND_CONTIGUOUS = 0,
+	DMAPROBE_BUFFER_KIND_SCATTERED = 1,
+	DMAPROBE_BUFFER_KIND_KMALLOC = 2,
 };
 
 /**
  * enum dmaprobe_buffer_flags - where the memory comes from
- * @DMAPROBE_BUFFER_NODE: from the NUMA node @node and from nowhere else
+ * @DMAPROBE_BUFFER_ALLOC_NODE: from the NUMA node @node and from nowhere else
  */
 enum dmaprobe_buffer_flags {
-	DMAPROBE_BUFFER_NODE = 1 << 0,
+	DMAPROBE_BUFFER_ALLOC_NODE = 1 << 0,
 };
 
 /**
@@ -384,7 +384,7 @@ enum dmaprobe_buffer_flags {
  *	mmapped (EINVAL): ``DMAPROBE_COPY`` reaches it
  * @order: the pieces of a scattered buffer are 2^order pages; 9 makes them 2 MiB on x86. 0
  *	for the other kinds
- * @node: the NUMA node, with %DMAPROBE_BUFFER_NODE; otherwise 0
+ * @node: the NUMA node, with %DMAPROBE_BUFFER_ALLOC_NODE; otherwise 0
  * @offset: where in its page a kmalloc buffer starts, a multiple of 8 below the page size;
  *	0 for the other kinds
  *
@@ -427,14 +427,14 @@ struct dmaprobe_destroy {
 
 /**
  * enum dmaprobe_map_kind - the kernel call that maps
- * @DMAPROBE_MAP_SINGLE: dma_map_single(), by the kernel's virtual address
- * @DMAPROBE_MAP_PAGE: dma_map_page(), by page and offset
- * @DMAPROBE_MAP_PHYS: dma_map_phys(), by physical address; Linux 6.18
+ * @DMAPROBE_MAP_KIND_SINGLE: dma_map_single(), by the kernel's virtual address
+ * @DMAPROBE_MAP_KIND_PAGE: dma_map_page(), by page and offset
+ * @DMAPROBE_MAP_KIND_PHYS: dma_map_phys(), by physical address; Linux 6.18
  */
 enum dmaprobe_map_kind {
-	DMAPROBE_MAP_SINGLE = 0,
-	DMAPROBE_MAP_PAGE = 1,
-	DMAPROBE_MAP_PHYS = 2,
+	DMAPROBE_MAP_KIND_SINGLE = 0,
+	DMAPROBE_MAP_KIND_PAGE = 1,
+	DMAPROBE_MAP_KIND_PHYS = 2,
 };
 
 /**
@@ -477,7 +477,7 @@ struct dmaprobe_map {
  * @size: sizeof(struct dmaprobe_unmap)
  * @flags: must be 0
  * @attrs: DMA attributes: those of the mapping, of which %DMAPROBE_ATTR_SKIP_CPU_SYNC may
- *	differ; a dma-buf has none
+ *	differ; without effect for a dma-buf, which has none
  * @id: the mapping
  * @__reserved: must be 0
  *
@@ -1039,12 +1039,12 @@ struct dmaprobe_copy {
 
 /**
  * enum dmaprobe_map_sg_kind - the kernel call that maps a list
- * @DMAPROBE_MAP_SG_LIST: dma_map_sg_attrs(), whose failure has no reason: EIO
- * @DMAPROBE_MAP_SG_TABLE: dma_map_sgtable()
+ * @DMAPROBE_MAP_SG_KIND_LIST: dma_map_sg_attrs(), whose failure has no reason: EIO
+ * @DMAPROBE_MAP_SG_KIND_TABLE: dma_map_sgtable()
  */
 enum dmaprobe_map_sg_kind {
-	DMAPROBE_MAP_SG_LIST = 0,
-	DMAPROBE_MAP_SG_TABLE = 1,
+	DMAPROBE_MAP_SG_KIND_LIST = 0,
+	DMAPROBE_MAP_SG_KIND_TABLE = 1,
 };
 
 /**
@@ -1194,16 +1194,16 @@ struct dmaprobe_get_segments {
 
 /**
  * enum dmaprobe_alloc_kind - the kernel call that allocates
- * @DMAPROBE_ALLOC_COHERENT: dma_alloc_attrs(), freed by dma_free_attrs()
- * @DMAPROBE_ALLOC_NONCOHERENT: dma_alloc_noncoherent(), dma_free_noncoherent()
- * @DMAPROBE_ALLOC_PAGES: dma_alloc_pages(), dma_free_pages()
- * @DMAPROBE_ALLOC_NONCONTIGUOUS: dma_alloc_noncontiguous(), dma_free_noncontiguous()
+ * @DMAPROBE_ALLOC_KIND_COHERENT: dma_alloc_attrs(), freed by dma_free_attrs()
+ * @DMAPROBE_ALLOC_KIND_NONCOHERENT: dma_alloc_noncoherent(), dma_free_noncoherent()
+ * @DMAPROBE_ALLOC_KIND_PAGES: dma_alloc_pages(), dma_free_pages()
+ * @DMAPROBE_ALLOC_KIND_NONCONTIGUOUS: dma_alloc_noncontiguous(), dma_free_noncontiguous()
  */
 enum dmaprobe_alloc_kind {
-	DMAPROBE_ALLOC_COHERENT = 0,
-	DMAPROBE_ALLOC_NONCOHERENT = 1,
-	DMAPROBE_ALLOC_PAGES = 2,
-	DMAPROBE_ALLOC_NONCONTIGUOUS = 3,
+	DMAPROBE_ALLOC_KIND_COHERENT = 0,
+	DMAPROBE_ALLOC_KIND_NONCOHERENT = 1,
+	DMAPROBE_ALLOC_KIND_PAGES = 2,
+	DMAPROBE_ALLOC_KIND_NONCONTIGUOUS = 3,
 };
 
 /**
@@ -1229,8 +1229,8 @@ enum dmaprobe_alloc_kind {
  * it are charged: a power of two of them where they are contiguous. Unlike a buffer's, what
  * is mmapped of it goes when the device goes away: SIGBUS.
  *
- * Addresses obey the coherent mask; those of %DMAPROBE_ALLOC_NONCOHERENT and
- * %DMAPROBE_ALLOC_PAGES under an IOMMU, the streaming mask. EINVAL also for noncontiguous
+ * Addresses obey the coherent mask; those of %DMAPROBE_ALLOC_KIND_NONCOHERENT and
+ * %DMAPROBE_ALLOC_KIND_PAGES under an IOMMU, the streaming mask. EINVAL also for noncontiguous
  * memory whose pages are more than the device's longest segment, or than lie between two of
  * its segment boundaries (DMAPROBE_SET_SEGMENTS): it is one segment. EOPNOTSUPP also for
  * %DMAPROBE_ATTR_NO_KERNEL_MAPPING without a translating IOMMU, when the device does not
