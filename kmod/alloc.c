@@ -12,12 +12,10 @@
 #include <linux/highmem.h>
 #include <linux/mm.h>
 #include <linux/slab.h>
+#include <linux/vmalloc.h>
 
 #include "compat.h"
 #include "private.h"
-
-/* The kernel allocates, zeroes and maps it at a stretch. */
-#define ALLOC_MAX_LENGTH	SZ_256M
 
 #define COHERENT_ATTRS	(DMAPROBE_ATTR_WEAK_ORDERING |			\
 			 DMAPROBE_ATTR_WRITE_COMBINE |			\
@@ -89,14 +87,16 @@ static int alloc_memory(const struct dmaprobe_session *s, struct dmaprobe_alloca
 		a->cpu = dma_alloc_attrs(a->dev, length, &a->addr, DMAPROBE_ALLOC_GFP, a->attrs);
 		break;
 	case DMAPROBE_ALLOC_KIND_NONCOHERENT:
-		a->cpu = dma_alloc_noncoherent(a->dev, length, &a->addr, a->dir, DMAPROBE_ALLOC_GFP);
+		a->cpu = dma_alloc_noncoherent(a->dev, length, &a->addr, a->dir,
+					       DMAPROBE_ALLOC_GFP);
 		break;
 	case DMAPROBE_ALLOC_KIND_PAGES:
 		page = dma_alloc_pages(a->dev, length, &a->addr, a->dir, DMAPROBE_ALLOC_GFP);
 		a->cpu = page ? page_address(page) : NULL;
 		break;
 	default:
-		a->sgt = dma_alloc_noncontiguous(a->dev, length, a->dir, DMAPROBE_ALLOC_GFP, a->attrs);
+		a->sgt = dma_alloc_noncontiguous(a->dev, length, a->dir, DMAPROBE_ALLOC_GFP,
+						 a->attrs);
 		if (!a->sgt)
 			return -ENOMEM;
 		a->addr = sg_dma_address(a->sgt->sgl);
@@ -280,8 +280,7 @@ static int check_alloc(const struct dmaprobe_session *s, const struct dmaprobe_a
 	u64 taken = 0;
 
 	if (cmd->kind > DMAPROBE_ALLOC_KIND_NONCONTIGUOUS ||
-	    !dmaprobe_valid_dir(cmd->dir) ||
-	    !cmd->length || cmd->length > ALLOC_MAX_LENGTH)
+	    !dmaprobe_valid_dir(cmd->dir))
 		return -EINVAL;
 	if (cmd->kind == DMAPROBE_ALLOC_KIND_COHERENT) {
 		if (cmd->dir != DMAPROBE_DIR_BIDIRECTIONAL)
@@ -295,13 +294,38 @@ static int check_alloc(const struct dmaprobe_session *s, const struct dmaprobe_a
 	return dmaprobe_check_attrs(cmd->attrs, taken);
 }
 
+/*
+ * Have the kernel find so much memory before others must wait for it: under the lock nothing is
+ * reclaimed. What others take meanwhile is missing, and the allocation fails.
+ */
+static int make_room(struct dmaprobe_session *s, u64 length)
+{
+	void *room;
+
+	if (dmaprobe_charge(s, PFN_UP(length)))
+		return -ENOMEM;
+	room = __vmalloc(length, GFP_KERNEL | __GFP_NOWARN | __GFP_RETRY_MAYFAIL);
+	vfree(room);
+	dmaprobe_uncharge(s, PFN_UP(length));
+	return room ? 0 : dmaprobe_cancelled() ? -EINTR : -ENOMEM;
+}
+
 int dmaprobe_op_alloc(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_alloc *cmd = ucmd->cmd;
 	struct dmaprobe_session *s = ucmd->session;
 	struct dmaprobe_allocation *a;
+	unsigned int noreclaim;
 	int ret;
 
+	if (!cmd->length || cmd->length > DMAPROBE_ALLOC_MAX)
+		return -EINVAL;
+	ret = make_room(s, cmd->length);
+	if (ret)
+		return ret;
+	guard(dmaprobe_group)(s->dd->group);
+	if (s->dd->unplugged)
+		return -ENODEV;
 	ret = check_alloc(s, cmd);
 	if (ret)
 		return ret;
@@ -326,7 +350,9 @@ int dmaprobe_op_alloc(struct dmaprobe_ucmd *ucmd)
 	ret = dmaprobe_object_add(s, &a->mem.obj, &allocation_type);
 	if (ret)
 		goto err_uncharge;
+	noreclaim = memalloc_noreclaim_save();
 	ret = alloc_memory(s, a);
+	memalloc_noreclaim_restore(noreclaim);
 	if (ret)
 		goto err_cancel;
 	ret = dmaprobe_allocation_find_pages(a, &cmd->nr_entries);

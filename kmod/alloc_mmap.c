@@ -2,9 +2,8 @@
 /*
  * mmaps of allocations.
  *
- * Each mmap() makes a view, which all that fork(), mremap() and munmap() of a part make
- * of its VMA share. It holds the allocation, and leads to the mm: revoking waits for
- * mmap()s under way.
+ * Each mmap() makes a view, which all that fork(), mremap() and munmap() of a part make of its
+ * VMA share. It holds the allocation, and leads to the mm: revoking waits for mmap()s under way.
  */
 #include <linux/delay.h>
 #include <linux/mm.h>

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/*
- * How allocations lie in physical memory.
- */
+/* How allocations lie in physical memory. */
 #include <linux/capability.h>
 #include <linux/mm.h>
 #include <linux/scatterlist.h>
@@ -121,14 +119,19 @@ int dmaprobe_op_get_sgtable(struct dmaprobe_ucmd *ucmd)
 
 	if (p.phys && !capable(CAP_SYS_ADMIN))
 		return -EPERM;
+	/* No piece is smaller than a page. */
+	p.room = min(cmd->nr_entries, DMAPROBE_ALLOC_MAX >> PAGE_SHIFT);
+	ret = dmaprobe_reply_array(ucmd, cmd->entries, p.room, sizeof(*p.entries));
+	if (ret)
+		return ret;
+	p.entries = ucmd->array;
+	guard(dmaprobe_group)(ucmd->session->dd->group);
+	if (ucmd->session->dd->unplugged)
+		return -ENODEV;
 	a = dmaprobe_allocation_get(ucmd, cmd->id);
 	if (IS_ERR(a))
 		return PTR_ERR(a);
-	/* No piece is smaller than a page. */
-	p.room = min(cmd->nr_entries, a->mem.nr_pages);
-	ret = dmaprobe_reply_array(ucmd, cmd->entries, p.room, sizeof(*p.entries));
-	p.entries = ucmd->array;
-	ret = ret ?: find_pieces(a, &p);
+	ret = find_pieces(a, &p);
 	dmaprobe_object_put(&a->mem.obj);
 	/* Copy out only the entries that were filled in. */
 	ucmd->array_size = min(p.nr, p.room) * sizeof(*p.entries);

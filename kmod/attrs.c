@@ -53,9 +53,8 @@ unsigned long dmaprobe_kernel_attrs(u64 attrs)
 }
 
 /*
- * Check the attributes that a caller gave. Returns 0; -EOPNOTSUPP for unknown ones and
- * those that this kernel does not have; -EINVAL for those that the command does not
- * take.
+ * Check the attributes that a caller gave. Returns 0; -EOPNOTSUPP for unknown ones and those that
+ * this kernel does not have; -EINVAL for those that the command does not take.
  */
 int dmaprobe_check_attrs(u64 attrs, u64 taken)
 {
@@ -87,9 +86,8 @@ int dmaprobe_check_map_attrs(const struct dmaprobe_session *s, u64 attrs, u64 ta
 /*
  * The kernel's attributes for a mapping.
  *
- * A program may map its memory as often as it likes, without a warning; and full bounce
- * buffers are no news for the kernel log when anybody can fill them. Returns
- * DMA_ATTR_*.
+ * A program may map its memory as often as it likes, without a warning; and full bounce buffers
+ * are no news for the kernel log when anybody can fill them. Returns DMA_ATTR_*.
  */
 unsigned long dmaprobe_map_attrs(const struct dmaprobe_session *s, u64 attrs)
 {

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/*
- * What calls cost: a command that does nothing, and the kernel's calls in a loop.
- */
+/* What calls cost: a command that does nothing, and the kernel's calls in a loop. */
 #include <linux/dma-mapping.h>
 #include <linux/ktime.h>
 

@@ -23,7 +23,6 @@
 #define BUFFER_GFP	(GFP_KERNEL_ACCOUNT | __GFP_HARDWALL | __GFP_ZERO | __GFP_NOWARN | \
 			 __GFP_RETRY_MAYFAIL)
 
-
 static struct dmaprobe_buffer *obj_buffer(struct dmaprobe_object *obj)
 {
 	return container_of(obj, struct dmaprobe_buffer, mem.obj);
@@ -97,9 +96,8 @@ static int alloc_contiguous(struct dmaprobe_memory *mem, unsigned long nr, int n
 }
 
 /*
- * The device reaches the whole pages that are mapped, so nobody else may have a part of
- * them. What is too large for a cache gets pages of its own, from the start of a page
- * on.
+ * The device reaches the whole pages that are mapped, so nobody else may have a part of them.
+ * What is too large for a cache gets pages of its own, from the start of a page on.
  */
 static size_t kmalloc_bytes(const struct dmaprobe_buffer_alloc *cmd)
 {
@@ -248,9 +246,8 @@ struct dmaprobe_buffer *dmaprobe_buffer_get(struct dmaprobe_ucmd *ucmd, u32 id)
 }
 
 /*
- * Check that a range can be mapped as one. Returns 0; -EINVAL when the range is empty,
- * leaves the buffer or is not physically contiguous; -EACCES when the device could
- * write what is read-only.
+ * Check that a range can be mapped as one. Returns 0; -EINVAL when the range is empty, leaves the
+ * buffer or is not physically contiguous; -EACCES when the device could write what is read-only.
  */
 int dmaprobe_buffer_range(const struct dmaprobe_buffer *buf, u64 offset,
 			  u64 length, u32 dir, phys_addr_t *phys)

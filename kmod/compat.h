@@ -25,9 +25,6 @@ static inline int copy_struct_to_user(void __user *dst, size_t usize,
 {
 	size_t size = min(ksize, usize);
 
-	if (ignored_trailing)
-		*ignored_trailing = usize < ksize &&
-				    memchr_inv(src + size, 0, ksize - size);
 	if (usize > ksize && clear_user(dst + size, usize - ksize))
 		return -EFAULT;
 	if (copy_to_user(dst, src, size))
@@ -39,8 +36,8 @@ static inline int copy_struct_to_user(void __user *dst, size_t usize,
 #ifndef CONFIG_PER_VMA_LOCK
 #error "dmaprobe needs a kernel with CONFIG_PER_VMA_LOCK: revoking waits by mm_lock_seq"
 #endif
-/* Changes whenever a writer lets go of the lock of an mm. A number or a seqcount_t. */
 static_assert(offsetof(seqcount_t, sequence) == 0);
+/* Changes, with release, when a writer lets go of the lock of an mm. A seqcount_t or a number. */
 #define dmaprobe_mm_seq(mm)	smp_load_acquire((unsigned int *)&(mm)->mm_lock_seq)
 
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 17, 0)

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/*
- * Bound devices, their character devices, and the groups they are in.
- */
+/* Bound devices, their character devices, and the groups they are in. */
 #include <linux/dma-map-ops.h>
 #include <linux/idr.h>
 #include <linux/module.h>

@@ -55,6 +55,7 @@ struct dmaprobe_op {
 static const struct dmaprobe_op dmaprobe_ops[] = {
 #include "ops.h"
 };
+
 #undef OP
 
 /* Read an array beside the struct: kvfree() it. Returns it or an ERR_PTR(). */
@@ -70,12 +71,12 @@ void *dmaprobe_fetch_array(u64 from, size_t nr, size_t size)
 	return ERR_PTR(-EFAULT);
 }
 
-/* Make room for an array, which the op fills, that is written beside the struct. */
+/* Make room, not under the lock, for an array that the op fills and that is written back. */
 int dmaprobe_reply_array(struct dmaprobe_ucmd *ucmd, u64 to, size_t nr, size_t size)
 {
 	if (!nr)
 		return 0;
-	ucmd->array = kvcalloc(nr, size, DMAPROBE_GFP);
+	ucmd->array = kvcalloc(nr, size, GFP_KERNEL_ACCOUNT);
 	if (!ucmd->array)
 		return -ENOMEM;
 	ucmd->array_to = u64_to_user_ptr(to);
@@ -138,16 +139,6 @@ static bool op_lock(struct dmaprobe_group *group, const struct dmaprobe_op *op, 
 	return true;
 }
 
-static void op_unlock(struct dmaprobe_group *group, const struct dmaprobe_op *op)
-{
-	if (op->exclusive) {
-		up_write(&group->lock);
-		mutex_unlock(&group->turn);
-	} else {
-		up_read(&group->lock);
-	}
-}
-
 /* Write the answer, and show what was made; without an answer, nothing was. */
 static int ucmd_reply(struct dmaprobe_ucmd *ucmd, int ret)
 {
@@ -181,6 +172,7 @@ static int ucmd_reply(struct dmaprobe_ucmd *ucmd, int ret)
  */
 int dmaprobe_dispatch(struct dmaprobe_ucmd *ucmd, unsigned int cmd)
 {
+	struct dmaprobe_group *group = ucmd->session->dd->group;
 	union dmaprobe_cmd_buffer buf __uninitialized;
 	const struct dmaprobe_op *op;
 	unsigned int nr = _IOC_NR(cmd), noio;
@@ -202,12 +194,17 @@ int dmaprobe_dispatch(struct dmaprobe_ucmd *ucmd, unsigned int cmd)
 	if (op->self_locked) {
 		ret = op->handle(ucmd);
 	} else {
-		if (!op_lock(ucmd->session->dd->group, op, ucmd->nonblock))
+		if (!op_lock(group, op, ucmd->nonblock))
 			return -EAGAIN;
 		noio = memalloc_noio_save();
 		ret = ucmd->session->dd->unplugged ? -ENODEV : op->handle(ucmd);
 		memalloc_noio_restore(noio);
-		op_unlock(ucmd->session->dd->group, op);
+		if (op->exclusive) {
+			up_write(&group->lock);
+			mutex_unlock(&group->turn);
+		} else {
+			up_read(&group->lock);
+		}
 	}
 	if (op->writeback)
 		ret = ucmd_reply(ucmd, ret);

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/*
- * What the kernel, the device and its domain offer: nothing here changes anything.
- */
+/* What the kernel, the device and its domain offer: nothing here changes anything. */
 #include <linux/dma-map-ops.h>
 
 #include "compat.h"

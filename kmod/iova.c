@@ -186,9 +186,8 @@ static void note_range(struct dmaprobe_ucmd *ucmd, struct dmaprobe_iova *iova, u
 }
 
 /*
- * Check that a range is in the space and linked without a hole; with @like also that it
- * cuts through no link and that all links have the direction and the attributes of that
- * one.
+ * Check that a range is in the space and linked without a hole; with @like also that it cuts
+ * through no link and that all links have the direction and the attributes of that one.
  */
 static int check_linked(struct dmaprobe_iova *iova, u64 offset, u64 length,
 			const struct dmaprobe_link *like)

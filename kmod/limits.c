@@ -2,11 +2,10 @@
 /*
  * The limits of a device: its DMA masks, and what it takes in a scatter-gather list.
  *
- * Unprivileged sessions may narrow the masks. They stay below 4 GiB, so that the page
- * tables that the kernel leaves behind, for which nobody is charged, are those of 4 GiB
- * (8 MiB with 4 KiB pages), and so that the IOVA allocator has no reason to report in
- * the kernel log that it goes beyond. Limits of segments decide how the kernel maps
- * lists, and need a privilege altogether.
+ * Unprivileged sessions may narrow the masks. They stay below 4 GiB, so that the page tables that
+ * the kernel leaves behind, for which nobody is charged, are those of 4 GiB (8 MiB with 4 KiB
+ * pages), and so that the IOVA allocator has no reason to report in the kernel log that it goes
+ * beyond. Limits of segments decide how the kernel maps lists, and need a privilege altogether.
  */
 #include <linux/capability.h>
 #include <linux/delay.h>
@@ -128,7 +127,7 @@ static int is_other_function(struct device *dev, void *self)
 }
 
 /* Whether other functions share the IOVA allocator, to which our mask matters as well. */
-static bool group_has_others(struct device *dev)
+static bool has_siblings(struct device *dev)
 {
 	struct iommu_group *group = iommu_group_get(dev);
 	bool ret = group && iommu_group_for_each_dev(group, dev, is_other_function);
@@ -148,7 +147,7 @@ int dmaprobe_op_set_mask(struct dmaprobe_ucmd *ucmd)
 
 	if (!cmd->flags || !valid_mask(cmd->mask, DMA_BIT_MASK(MIN_MASK_BITS)))
 		return -EINVAL;
-	if ((wide || (cmd->mask < dd->bound_mask && group_has_others(dev))) && !capable(CAP_SYS_RAWIO))
+	if ((wide || (cmd->mask < dd->bound_mask && has_siblings(dev))) && !capable(CAP_SYS_RAWIO))
 		return -EPERM;
 	if (holds_addresses(dd))
 		return -EBUSY;
@@ -168,9 +167,8 @@ int dmaprobe_op_set_mask(struct dmaprobe_ucmd *ucmd)
 }
 
 /*
- * The kernel checks none of these: a boundary that is no mask is a BUG when memory is
- * bounced, and a minimum alignment of more than a bounce slot takes away from what can
- * be bounced at all.
+ * The kernel checks none of these: a boundary that is no mask is a BUG when memory is bounced,
+ * and a minimum alignment of more than a bounce slot takes away from what can be bounced at all.
  */
 int dmaprobe_op_set_segments(struct dmaprobe_ucmd *ucmd)
 {

@@ -123,7 +123,8 @@ static int check_direct(const struct dmaprobe_device *dd, u64 start, size_t leng
 	u64 end;
 
 	if (!is_swiotlb_force_bounce(dev) && !dma_kmalloc_needs_bounce(dev, length, dir) &&
-	    start != DMA_MAPPING_ERROR && !check_add_overflow(start, length - 1, &end) && end <= limit)
+	    start != DMA_MAPPING_ERROR && !check_add_overflow(start, length - 1, &end) &&
+	    end <= limit)
 		return 0;
 	if (!bounce || dd->direct_max == SIZE_MAX || limit < DMA_BIT_MASK(32))
 		return -EIO;
@@ -316,20 +317,17 @@ int dmaprobe_reply_segment(struct dmaprobe_ucmd *ucmd, dma_addr_t addr, size_t l
 	return dmaprobe_reply_segments(ucmd, &sg, 1);
 }
 
-/* Answer DMAPROBE_GET_SEGMENTS for a mapped list. Returns 0 or -ENOMEM. */
+/* Answer DMAPROBE_GET_SEGMENTS for a mapped list, as far as there is room. Returns 0. */
 int dmaprobe_reply_segments(struct dmaprobe_ucmd *ucmd, struct scatterlist *sgl, unsigned int nents)
 {
 	struct dmaprobe_get_segments *cmd = ucmd->cmd;
+	struct dmaprobe_segment *out = ucmd->array;
 	u32 room = min(cmd->nr_segments, nents);
-	struct dmaprobe_segment *out;
 	struct scatterlist *sg;
-	int ret, i;
+	int i;
 
+	ucmd->array_size = room * sizeof(*out);
 	cmd->nr_segments = nents;
-	ret = dmaprobe_reply_array(ucmd, cmd->segments, room, sizeof(*out));
-	if (ret)
-		return ret;
-	out = ucmd->array;
 	for_each_sg(sgl, sg, room, i) {
 		out[i].dma_addr = sg_dma_address(sg);
 		out[i].length = sg_dma_len(sg);
@@ -342,8 +340,18 @@ int dmaprobe_op_get_segments(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_get_segments *cmd = ucmd->cmd;
 	struct dmaprobe_object *obj;
-	int ret = -ENOENT;
+	int ret;
 
+	/* No list is longer. */
+	cmd->nr_segments = min(cmd->nr_segments, DMAPROBE_MAP_SG_MAX);
+	ret = dmaprobe_reply_array(ucmd, cmd->segments, cmd->nr_segments,
+				   sizeof(struct dmaprobe_segment));
+	if (ret)
+		return ret;
+	guard(dmaprobe_group)(ucmd->session->dd->group);
+	if (ucmd->session->dd->unplugged)
+		return -ENODEV;
+	ret = -ENOENT;
 	obj = dmaprobe_object_get(ucmd, cmd->id, NULL);
 	if (IS_ERR(obj))
 		return PTR_ERR(obj);

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/*
- * Ids and lifetime of what a session holds: see struct dmaprobe_object_type.
- */
+/* Ids and lifetime of what a session holds: see struct dmaprobe_object_type. */
 #include <linux/jiffies.h>
 #include <linux/moduleparam.h>
 #include <linux/nospec.h>
@@ -48,17 +46,10 @@ void dmaprobe_address_put(struct dmaprobe_session *s, u32 n)
 	atomic_sub(n, &s->dd->nr_addresses[s->privileged]);
 }
 
-/**
- * dmaprobe_object_add - put an object into its session's table, hidden
- * @s: session that holds it
- * @obj: the object
- * @type: its type
- *
- * There is nothing of the object to undo yet, so the caller keeps
- * dmaprobe_group::lock, which keeps teardown away, until dmaprobe_object_made() or
- * dmaprobe_object_cancel().
- *
- * Return: 0, -ENOMEM, or what dmaprobe_address_get() returns
+/*
+ * Put an object into its session's table, hidden. There is nothing of it to undo yet, so the
+ * caller keeps dmaprobe_group::lock, which keeps teardown away, until dmaprobe_object_made() or
+ * dmaprobe_object_cancel(). Returns 0, -ENOMEM, or what dmaprobe_address_get() returns.
  */
 int dmaprobe_object_add(struct dmaprobe_session *s, struct dmaprobe_object *obj,
 			const struct dmaprobe_object_type *type)

@@ -10,9 +10,10 @@ OP(GET_LIMITS, get_limits, __reserved, .read_only = true, .writeback = true)
 OP(GET_DOMAIN, get_domain, driver, .read_only = true, .writeback = true)
 OP(GET_STATS, get_stats, pinned, .read_only = true, .may_block = true, .writeback = true)
 OP(GET_IOVA_STATE, get_iova_state, bounced, .read_only = true, .writeback = true)
-OP(GET_SEGMENTS, get_segments, segments, .read_only = true, .may_block = true, .writeback = true)
-OP(GET_SGTABLE, get_sgtable, entries, .flags = DMAPROBE_SGTABLE_PHYS, .read_only = true,
+OP(GET_SEGMENTS, get_segments, segments, .read_only = true, .self_locked = true,
    .may_block = true, .writeback = true)
+OP(GET_SGTABLE, get_sgtable, entries, .flags = DMAPROBE_SGTABLE_PHYS, .read_only = true,
+   .self_locked = true, .may_block = true, .writeback = true)
 OP(NOP, nop, flags, .read_only = true)
 OP(SET_MASK, set_mask, mask, .exclusive = true, .may_block = true,
    .flags = DMAPROBE_SET_MASK_STREAMING | DMAPROBE_SET_MASK_COHERENT)
@@ -38,7 +39,7 @@ OP(IOVA_LINK, iova_link, attrs)
 OP(IOVA_SYNC, iova_sync, __reserved)
 OP(IOVA_UNLINK, iova_unlink, attrs)
 OP(IOVA_DESTROY, iova_destroy, attrs)
-OP(ALLOC, alloc, mmap_offset, .may_block = true, .writeback = true)
+OP(ALLOC, alloc, mmap_offset, .self_locked = true, .may_block = true, .writeback = true)
 OP(EXPORT, export, fd, .may_block = true, .writeback = true)
 OP(POOL_CREATE, pool_create, __reserved, .may_block = true, .writeback = true)
 OP(POOL_ALLOC, pool_alloc, dma_addr, .may_block = true, .writeback = true)

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/*
- * Buffers of the program's own memory.
- */
+/* Buffers of the program's own memory. */
 #include <linux/mm.h>
 #include <linux/sizes.h>
 #include <linux/uaccess.h>

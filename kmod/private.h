@@ -152,7 +152,7 @@ struct dmaprobe_ucmd {
 
 	/* An array that is written beside the struct: see dmaprobe_reply_array(). */
 	void *array;
-	size_t array_size;
+	size_t array_size;		/* of what is filled in */
 	void __user *array_to;
 
 	/* For the trace. */
@@ -168,16 +168,14 @@ struct dmaprobe_run_state {
 };
 
 /*
- * Objects. One is in the session's table from the moment there is something to
- * undo, so that teardown finds it. It is hidden there, with a reference count of
- * 0, until the call that made it has answered its caller. From then on the table
- * holds one reference, and each user (another object, an mmap, a call in flight)
- * one more.
+ * Objects. One is in the session's table from the moment there is something to undo, so that
+ * teardown finds it. It is hidden there, with a reference count of 0, until the call that made it
+ * has answered its caller. From then on the table holds one reference, and each user (another
+ * object, an mmap, a call in flight) one more.
  *
- * release() runs when the last reference is put, with dmaprobe_group::lock held
- * for reading, and ends with kfree_rcu(), since lookups may still look. Memory can
- * be held longer, by an mmap or a walk: its release() must not need device or lock
- * unless it was never revoked.
+ * release() runs when the last reference is put, with dmaprobe_group::lock held for reading, and
+ * ends with kfree_rcu(), since lookups may still look. Memory can be held longer, by an mmap or a
+ * walk: its release() must not need device or lock unless it was never revoked.
  */
 struct dmaprobe_object_type {
 	void (*release)(struct dmaprobe_object *obj);
@@ -277,7 +275,8 @@ unsigned long dmaprobe_map_attrs(const struct dmaprobe_session *s, u64 attrs);
  * the caller to sleep for that; the session's limits count.
  */
 #define DMAPROBE_GFP		(GFP_KERNEL_ACCOUNT | __GFP_NOWARN | __GFP_NORETRY)
-#define DMAPROBE_ALLOC_GFP	(GFP_KERNEL | __GFP_ZERO | __GFP_NOWARN | __GFP_NORETRY)
+#define DMAPROBE_ALLOC_GFP	(GFP_KERNEL | __GFP_ZERO | __GFP_NOWARN | __GFP_NORETRY | \
+				 __GFP_NOMEMALLOC)
 
 DEFINE_LOCK_GUARD_1(dmaprobe_group, struct dmaprobe_group,
 		    ({ down_read(&_T->lock->lock); _T->noio = memalloc_noio_save(); }),
@@ -285,9 +284,8 @@ DEFINE_LOCK_GUARD_1(dmaprobe_group, struct dmaprobe_group,
 		    unsigned int noio)
 
 /*
- * The common part of objects that are made of pages: @length bytes from
- * @first_offset on, of the pages one after the other. Offsets in an object count
- * from its first byte.
+ * The common part of objects that are made of pages: @length bytes from @first_offset on, of the
+ * pages one after the other. Offsets in an object count from its first byte.
  */
 struct dmaprobe_memory {
 	struct dmaprobe_object obj;
@@ -359,6 +357,9 @@ void dmaprobe_unpin(struct dmaprobe_session *s, struct dmaprobe_buffer *buf);
 
 /* How many dma-bufs, imports of them and mmap()s revoking an allocation has to undo. */
 #define DMAPROBE_MAX_USERS	1024
+
+/* The kernel allocates, zeroes and maps it at a stretch. */
+#define DMAPROBE_ALLOC_MAX	SZ_256M
 
 struct dmaprobe_allocation {
 	struct dmaprobe_memory mem;

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/*
- * DMAPROBE_RUN: many calls in one.
- */
+/* DMAPROBE_RUN: many calls in one. */
 #include <linux/uaccess.h>
 
 #include "private.h"

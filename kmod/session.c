@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/*
- * Sessions: the open files of a device.
- */
+/* Sessions: the open files of a device. */
 #include <linux/capability.h>
 #include <linux/cred.h>
 #include <linux/fs.h>

@@ -124,10 +124,9 @@ static struct dmaprobe_buffer *list_hold(struct dmaprobe_ucmd *ucmd,
 }
 
 /*
- * The kernel lays entries out so that none of them crosses a segment boundary, and
- * merges none into more than the longest segment, provided that none does so by itself:
- * it takes none apart. An address keeps its place in the granule, or all of it where
- * nothing translates.
+ * The kernel lays entries out so that none of them crosses a segment boundary, and merges none
+ * into more than the longest segment, provided that none does so by itself: it takes none apart.
+ * An address keeps its place in the granule, or all of it where nothing translates.
  */
 static int check_entry(const struct dmaprobe_device *dd, phys_addr_t phys, u64 length)
 {

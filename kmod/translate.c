@@ -109,10 +109,7 @@ static void set_memory(struct dmaprobe_walk *w, struct dmaprobe_memory *mem)
 	w->mem = mem;
 }
 
-/*
- * Find the memory at @phys: 1, 0 or -EINTR. *@length, at most up to the end of the page, shrinks to the
- * bytes that are alike.
- */
+/* Find the memory at @phys: 1, 0 or -EINTR. *@length, inside the page, shrinks to what is alike. */
 static int find_memory(struct dmaprobe_walk *w, phys_addr_t phys, u64 *offset, u64 *length)
 {
 	struct dmaprobe_object *obj;
