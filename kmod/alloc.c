@@ -275,28 +275,27 @@ dmaprobe_allocation_get(struct dmaprobe_ucmd *ucmd, u32 id)
 	return IS_ERR(obj) ? ERR_CAST(obj) : to_allocation(obj);
 }
 
-static int check_alloc(const struct dmaprobe_session *s, const struct dmaprobe_alloc *cmd)
+static int check_alloc(const struct dmaprobe_alloc *cmd)
 {
 	u64 taken = 0;
 
 	if (cmd->kind > DMAPROBE_ALLOC_KIND_NONCONTIGUOUS ||
-	    !dmaprobe_valid_dir(cmd->dir))
+	    !dmaprobe_valid_dir(cmd->dir) ||
+	    !cmd->length || cmd->length > DMAPROBE_ALLOC_MAX)
 		return -EINVAL;
 	if (cmd->kind == DMAPROBE_ALLOC_KIND_COHERENT) {
 		if (cmd->dir != DMAPROBE_DIR_BIDIRECTIONAL)
 			return -EINVAL;
 		taken = COHERENT_ATTRS;
 	} else if (cmd->kind == DMAPROBE_ALLOC_KIND_NONCONTIGUOUS) {
-		if (!dmaprobe_one_segment(dmaprobe_dma_dev(s), cmd->length))
-			return -EINVAL;
 		taken = DMAPROBE_ATTR_ALLOC_SINGLE_PAGES;
 	}
 	return dmaprobe_check_attrs(cmd->attrs, taken);
 }
 
 /*
- * Have the kernel find so much memory before others must wait for it: under the lock nothing is
- * reclaimed. What others take meanwhile is missing, and the allocation fails.
+ * Have the kernel find so much memory before others must wait for it: under the lock it gives up
+ * early. What others take meanwhile is missing, and the allocation fails.
  */
 static int make_room(struct dmaprobe_session *s, u64 length)
 {
@@ -315,20 +314,20 @@ int dmaprobe_op_alloc(struct dmaprobe_ucmd *ucmd)
 	struct dmaprobe_alloc *cmd = ucmd->cmd;
 	struct dmaprobe_session *s = ucmd->session;
 	struct dmaprobe_allocation *a;
-	unsigned int noreclaim;
 	int ret;
 
-	if (!cmd->length || cmd->length > DMAPROBE_ALLOC_MAX)
-		return -EINVAL;
+	ret = check_alloc(cmd);
+	if (ret)
+		return ret;
 	ret = make_room(s, cmd->length);
 	if (ret)
 		return ret;
-	guard(dmaprobe_group)(s->dd->group);
+	guard(rwsem_read)(&s->dd->group->lock);
 	if (s->dd->unplugged)
 		return -ENODEV;
-	ret = check_alloc(s, cmd);
-	if (ret)
-		return ret;
+	if (cmd->kind == DMAPROBE_ALLOC_KIND_NONCONTIGUOUS &&
+	    !dmaprobe_one_segment(dmaprobe_dma_dev(s), cmd->length))
+		return -EINVAL;
 
 	a = kzalloc_obj(*a, DMAPROBE_GFP);
 	if (!a)
@@ -350,12 +349,11 @@ int dmaprobe_op_alloc(struct dmaprobe_ucmd *ucmd)
 	ret = dmaprobe_object_add(s, &a->mem.obj, &allocation_type);
 	if (ret)
 		goto err_uncharge;
-	noreclaim = memalloc_noreclaim_save();
 	ret = alloc_memory(s, a);
-	memalloc_noreclaim_restore(noreclaim);
 	if (ret)
 		goto err_cancel;
-	ret = dmaprobe_allocation_find_pages(a, &cmd->nr_entries);
+	ret = dmaprobe_allocation_find_pages(a, &a->nr_pieces);
+	cmd->nr_entries = a->nr_pieces;
 	if (ret)
 		goto err_memory;
 

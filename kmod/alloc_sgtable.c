@@ -125,7 +125,7 @@ int dmaprobe_op_get_sgtable(struct dmaprobe_ucmd *ucmd)
 	if (ret)
 		return ret;
 	p.entries = ucmd->array;
-	guard(dmaprobe_group)(ucmd->session->dd->group);
+	guard(rwsem_read)(&ucmd->session->dd->group->lock);
 	if (ucmd->session->dd->unplugged)
 		return -ENODEV;
 	a = dmaprobe_allocation_get(ucmd, cmd->id);

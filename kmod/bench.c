@@ -65,7 +65,7 @@ static int bench_batch(struct dmaprobe_ucmd *ucmd, u32 count)
 	struct dmaprobe_session *s = ucmd->session;
 	int ret;
 
-	guard(dmaprobe_group)(s->dd->group);
+	guard(rwsem_read)(&s->dd->group->lock);
 	if (s->dd->unplugged)
 		return -ENODEV;
 	if (cmd->kind == DMAPROBE_BENCH_NOP)

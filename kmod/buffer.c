@@ -304,7 +304,7 @@ int dmaprobe_buffer_add(struct dmaprobe_ucmd *ucmd, struct dmaprobe_buffer *buf)
 	if (ret)
 		return ret;
 
-	guard(dmaprobe_group)(s->dd->group);
+	guard(rwsem_read)(&s->dd->group->lock);
 	if (s->dd->unplugged)
 		return -ENODEV;
 	ret = dmaprobe_object_add(s, &buf->mem.obj, &buffer_type);

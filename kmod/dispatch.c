@@ -175,7 +175,7 @@ int dmaprobe_dispatch(struct dmaprobe_ucmd *ucmd, unsigned int cmd)
 	struct dmaprobe_group *group = ucmd->session->dd->group;
 	union dmaprobe_cmd_buffer buf __uninitialized;
 	const struct dmaprobe_op *op;
-	unsigned int nr = _IOC_NR(cmd), noio;
+	unsigned int nr = _IOC_NR(cmd);
 	int ret;
 
 	if (nr >= ARRAY_SIZE(dmaprobe_ops))
@@ -196,9 +196,7 @@ int dmaprobe_dispatch(struct dmaprobe_ucmd *ucmd, unsigned int cmd)
 	} else {
 		if (!op_lock(group, op, ucmd->nonblock))
 			return -EAGAIN;
-		noio = memalloc_noio_save();
 		ret = ucmd->session->dd->unplugged ? -ENODEV : op->handle(ucmd);
-		memalloc_noio_restore(noio);
 		if (op->exclusive) {
 			up_write(&group->lock);
 			mutex_unlock(&group->turn);

@@ -203,10 +203,10 @@ static const struct dma_buf_ops export_ops = {
 	.release = export_release,
 };
 
-/* Whether a dma-buf was made here. */
-bool dmaprobe_exported(const struct dma_buf *dmabuf)
+/* Of how many pieces a dma-buf is that was made here; 0 for others. */
+u32 dmaprobe_export_pieces(const struct dma_buf *dmabuf)
 {
-	return dmabuf->ops == &export_ops;
+	return dmabuf->ops == &export_ops ? exported(dmabuf)->nr_pieces : 0;
 }
 
 /* Take away what is mmapped of an allocation's dma-bufs; all of it can be found. */

@@ -129,10 +129,12 @@ static int import_add(struct dmaprobe_ucmd *ucmd, struct dmaprobe_import *imp)
 
 	if (s->dd->unplugged)
 		return -ENODEV;
-	if (!dmaprobe_exported(imp->dmabuf)) {
+	imp->obj.nr_addresses = dmaprobe_export_pieces(imp->dmabuf);
+	if (!imp->obj.nr_addresses) {
 		ret = check_foreign(s->dd, imp->dmabuf);
 		if (ret)
 			return ret;
+		imp->obj.nr_addresses = PFN_UP(imp->dmabuf->size);
 	}
 	ret = dmaprobe_object_add(s, &imp->obj, &import_type);
 	if (ret)
@@ -195,11 +197,11 @@ int dmaprobe_op_map_dmabuf(struct dmaprobe_ucmd *ucmd)
 	ret = -EACCES;
 	if (!(imp->dmabuf->file->f_mode & FMODE_WRITE) &&
 	    (cmd->dir != DMAPROBE_DIR_TO_DEVICE ||
-	     (DMAPROBE_ATTACH_MAPS && !dmaprobe_exported(imp->dmabuf))))
+	     (DMAPROBE_ATTACH_MAPS && !dmaprobe_export_pieces(imp->dmabuf))))
 		goto err_put;
 
 	for (;;) {
-		scoped_guard(dmaprobe_group, ucmd->session->dd->group)
+		scoped_guard(rwsem_read, &ucmd->session->dd->group->lock)
 			ret = import_add(ucmd, imp);
 		if (!ret)
 			return 0;

@@ -348,7 +348,7 @@ int dmaprobe_op_get_segments(struct dmaprobe_ucmd *ucmd)
 				   sizeof(struct dmaprobe_segment));
 	if (ret)
 		return ret;
-	guard(dmaprobe_group)(ucmd->session->dd->group);
+	guard(rwsem_read)(&ucmd->session->dd->group->lock);
 	if (ucmd->session->dd->unplugged)
 		return -ENODEV;
 	ret = -ENOENT;

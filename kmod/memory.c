@@ -237,7 +237,7 @@ static int copy_part(struct dmaprobe_ucmd *ucmd, const struct dmaprobe_copy_part
 	struct dmaprobe_object *obj;
 	int ret = -ENOENT;
 
-	guard(dmaprobe_group)(ucmd->session->dd->group);
+	guard(rwsem_read)(&ucmd->session->dd->group->lock);
 	if (ucmd->session->dd->unplugged)
 		return -ENODEV;
 	obj = dmaprobe_object_get(ucmd, cmd->id, NULL);

@@ -29,12 +29,11 @@ void dmaprobe_unpin(struct dmaprobe_session *s, struct dmaprobe_buffer *buf)
 }
 
 /*
- * Charge what pins of @n more pages keep: of a huge page all of it, so that *@held
- * grows by that, once for each run of its pages.
+ * Charge what pins of @n more pages keep: of a huge page all of it, so that *@held grows by that,
+ * once for each run of its pages, one after the other.
  */
 static int charge_folios(struct dmaprobe_session *s, struct dmaprobe_buffer *buf,
-			 unsigned long nr, unsigned long n, unsigned long *held,
-			 struct folio **last)
+			 unsigned long nr, unsigned long n, unsigned long *held)
 {
 	struct dmaprobe_memory *mem = &buf->mem;
 	unsigned long i, charge;
@@ -45,11 +44,11 @@ static int charge_folios(struct dmaprobe_session *s, struct dmaprobe_buffer *buf
 		/* Memory of a device, for which the DMA API has other ways. */
 		if (is_zone_device_page(mem->pages[i]))
 			return -EFAULT;
-		if (!folio_test_large(folio) && folio_ref_count(folio) > PIN_MAX_REFS)
+		if (folio_ref_count(folio) > PIN_MAX_REFS)
 			return -ENOMEM;
-		if (folio != *last || !folio_test_large(folio))
+		if (!i || mem->pages[i] != mem->pages[i - 1] + 1 ||
+		    page_folio(mem->pages[i - 1]) != folio)
 			*held += folio_nr_pages(folio);
-		*last = folio;
 	}
 	charge = *held + (nr - mem->nr_pages);
 	if (charge > buf->charged && dmaprobe_charge(s, charge - buf->charged))
@@ -65,7 +64,6 @@ static int pin_pages(struct dmaprobe_session *s, struct dmaprobe_buffer *buf,
 {
 	unsigned int flags = FOLL_LONGTERM | (buf->read_only ? 0 : FOLL_WRITE);
 	struct dmaprobe_memory *mem = &buf->mem;
-	struct folio *last = NULL;
 	unsigned long held = 0;
 
 	while (mem->nr_pages < nr) {
@@ -85,7 +83,7 @@ static int pin_pages(struct dmaprobe_session *s, struct dmaprobe_buffer *buf,
 		}
 		mem->nr_pages += got;
 		atomic_long_add(got, &s->nr_pinned);
-		ret = charge_folios(s, buf, nr, got, &held, &last);
+		ret = charge_folios(s, buf, nr, got, &held);
 		if (ret)
 			return ret;
 		cond_resched();

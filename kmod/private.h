@@ -41,7 +41,6 @@
 #include <linux/pci.h>
 #include <linux/refcount.h>
 #include <linux/rwsem.h>
-#include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/types.h>
 #include <linux/uidgid.h>
@@ -270,18 +269,12 @@ unsigned long dmaprobe_map_attrs(const struct dmaprobe_session *s, u64 attrs);
 
 /*
  * What is allocated under dmaprobe_group::lock, for which others may wait: nothing is written
- * out to make room, nobody is killed, and nothing is logged. A failure is the caller's to
- * deal with. What the DMA API allocates is not charged to the memory cgroup, which can put
- * the caller to sleep for that; the session's limits count.
+ * out to make room, nobody is killed, nothing is logged, and it is given up early. A failure is
+ * the caller's to deal with. What the DMA API allocates is not charged to the memory cgroup,
+ * which can put the caller to sleep for that; the session's limits count.
  */
-#define DMAPROBE_GFP		(GFP_KERNEL_ACCOUNT | __GFP_NOWARN | __GFP_NORETRY)
-#define DMAPROBE_ALLOC_GFP	(GFP_KERNEL | __GFP_ZERO | __GFP_NOWARN | __GFP_NORETRY | \
-				 __GFP_NOMEMALLOC)
-
-DEFINE_LOCK_GUARD_1(dmaprobe_group, struct dmaprobe_group,
-		    ({ down_read(&_T->lock->lock); _T->noio = memalloc_noio_save(); }),
-		    ({ memalloc_noio_restore(_T->noio); up_read(&_T->lock->lock); }),
-		    unsigned int noio)
+#define DMAPROBE_GFP		(GFP_NOIO | __GFP_ACCOUNT | __GFP_NOWARN | __GFP_NORETRY)
+#define DMAPROBE_ALLOC_GFP	(GFP_NOIO | __GFP_ZERO | __GFP_NOWARN | __GFP_NORETRY)
 
 /*
  * The common part of objects that are made of pages: @length bytes from @first_offset on, of the
@@ -370,6 +363,7 @@ struct dmaprobe_allocation {
 	struct sg_table *sgt;	/* noncontiguous memory */
 	dma_addr_t addr;
 	unsigned long attrs;
+	u32 nr_pieces;		/* 0: the kernel does not know them */
 	u8 kind;
 	u8 dir;
 
@@ -401,7 +395,7 @@ extern const struct dma_buf_attach_ops dmaprobe_import_ops;
 const struct dmaprobe_device *dmaprobe_import_device(const struct dma_buf_attachment *attach);
 void dmaprobe_export_close_mmaps(struct dmaprobe_allocation *a);
 void dmaprobe_export_revoke(struct dmaprobe_allocation *a);
-bool dmaprobe_exported(const struct dma_buf *dmabuf);
+u32 dmaprobe_export_pieces(const struct dma_buf *dmabuf);
 
 /* inode.c */
 struct inode *dmaprobe_inode_new(void);

@@ -285,7 +285,7 @@ int dmaprobe_op_map_sg(struct dmaprobe_ucmd *ucmd)
 	ret = PTR_ERR_OR_ZERO(entries) ?:
 	      sg_alloc_table(&list->sgt, cmd->nr_entries, GFP_KERNEL_ACCOUNT);
 	if (!ret) {
-		guard(dmaprobe_group)(s->dd->group);
+		guard(rwsem_read)(&s->dd->group->lock);
 		ret = s->dd->unplugged ? -ENODEV : list_add_mapped(ucmd, list, entries);
 	}
 	if (!IS_ERR(entries))

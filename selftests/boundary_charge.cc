@@ -490,6 +490,30 @@ uint64_t in_huge_pages(const std::byte* at) {
     return 0;
 }
 
+// A huge page that lies side by side with itself is pinned several times.
+TEST_F(BoundaryCharge, SideBySideWithItself) {
+    constexpr uint64_t length = 2 * mib;
+    const Setting one("/proc/sys/vm/nr_hugepages", "1");
+    const Fd file(memfd_create("huge", MFD_CLOEXEC | MFD_HUGETLB | MAP_HUGE_2MB));
+    void* at =
+        mmap(nullptr, 4 * length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    Buffer b;
+
+    if (one.error() || !file || ftruncate(file.get(), length))
+        GTEST_SKIP() << "no huge page of 2 MiB to be had";
+    ASSERT_NE(at, MAP_FAILED);
+    const Memory memory(at, 4 * length);
+    std::byte* start = memory.data() + (length - memory.address() % length) % length;
+    for (size_t i = 0; i < 3; i++)
+        if (mmap(start + i * length, length, PROT_READ | PROT_WRITE,
+                 MAP_SHARED | MAP_FIXED | MAP_POPULATE, file.get(), 0) == MAP_FAILED)
+            GTEST_SKIP() << "no huge page of 2 MiB to be had";
+    ASSERT_OK(s.pin(b, start, 3 * length));
+    EXPECT_EQ(s.stats().charged, 3 * length);
+    EXPECT_OK(s.free(b));
+    EXPECT_EQ(s.stats().charged, 0u);
+}
+
 class BoundaryHuge : public BoundaryCharge {
 protected:
     void SetUp() override {
@@ -739,6 +763,44 @@ TEST_F(BoundaryAddresses, AreCounted) {
         // With the session goes what it had.
         EXPECT_OK(two.close());
         EXPECT_EQ(room(one, b), most);
+    });
+}
+
+// An imported dma-buf may be mapped, and remembered, piece by piece.
+TEST_F(BoundaryAddresses, OfAnImportAreItsPieces) {
+    const OpenNode node(bdf);
+
+    as_user(some_user, [&] {
+        const Raw mine = Raw::open(bdf);
+        std::vector<Buffer> holes(128);
+        dmaprobe_export exported = {};
+        dmaprobe_map_dmabuf imported = {};
+        Allocation a;
+        Buffer b;
+
+        ASSERT_TRUE(mine);
+        ASSERT_OK(mine.alloc(b, page));
+        for (Buffer& hole : holes)
+            ASSERT_OK(mine.alloc(hole, page));
+        for (size_t i = 0; i < holes.size(); i += 2)
+            ASSERT_OK(mine.free(holes[i]));
+        ASSERT_OK(allocate(mine, a,
+                           {"", DMAPROBE_ALLOC_KIND_COHERENT, DMAPROBE_ATTR_ALLOC_SINGLE_PAGES},
+                           8 * page));
+        exported.id = a.id;
+        const int err = mine(exported);
+        if (err == ENXIO)
+            GTEST_SKIP() << "the kernel does not know the allocation's pages";
+        ASSERT_OK(err);
+        const Fd fd(exported.fd);
+        const unsigned before = room(mine, b);
+        imported.fd = fd.get();
+        const int mapped = mine(imported);
+        if (mapped == EIO)
+            GTEST_SKIP() << "the device does not reach the memory by itself";
+        ASSERT_OK(mapped);
+        RecordProperty("pieces", static_cast<int>(a.nr_entries));
+        EXPECT_EQ(room(mine, b), before - a.nr_entries);
     });
 }
 
