@@ -158,6 +158,7 @@ static void allocation_release(struct dmaprobe_object *obj)
 	/* With the memory, the session may be gone as well. */
 	if (!a->revoked)
 		give_back(obj->session, a);
+	cancel_delayed_work_sync(&a->views_work);
 	dmaprobe_memory_free(&a->mem);
 	kfree_rcu(a, mem.obj.rcu);
 }
@@ -314,26 +315,27 @@ int dmaprobe_op_alloc(struct dmaprobe_ucmd *ucmd)
 	struct dmaprobe_alloc *cmd = ucmd->cmd;
 	struct dmaprobe_session *s = ucmd->session;
 	struct dmaprobe_allocation *a;
-	int ret;
+	int ret, room;
 
 	ret = check_alloc(cmd);
 	if (ret)
 		return ret;
-	ret = make_room(s, cmd->length);
-	if (ret)
-		return ret;
+	room = make_room(s, cmd->length);
 	guard(rwsem_read)(&s->dd->group->lock);
 	if (s->dd->unplugged)
 		return -ENODEV;
 	if (cmd->kind == DMAPROBE_ALLOC_KIND_NONCONTIGUOUS &&
 	    !dmaprobe_one_segment(dmaprobe_dma_dev(s), cmd->length))
 		return -EINVAL;
+	if (room)
+		return room;
 
 	a = kzalloc_obj(*a, DMAPROBE_GFP);
 	if (!a)
 		return -ENOMEM;
 	spin_lock_init(&a->lock);
 	INIT_LIST_HEAD(&a->views);
+	INIT_DELAYED_WORK(&a->views_work, dmaprobe_look_at_views);
 	mutex_init(&a->exports_lock);
 	INIT_LIST_HEAD(&a->exports);
 	a->dev = dmaprobe_dma_dev(s);

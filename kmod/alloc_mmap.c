@@ -4,6 +4,11 @@
  *
  * Each mmap() makes a view, which all that fork(), mremap() and munmap() of a part make of its
  * VMA share. It holds the allocation, and leads to the mm: revoking waits for mmap()s under way.
+ *
+ * mmap() fills a VMA before it links it into the address space of its file, where zapping looks,
+ * and holds the write lock of its mm all the time. Letting go of that changes mm_lock_seq. We do
+ * not ask for the lock: other threads could keep it from us. What fork() and mremap() make of a
+ * VMA is linked before it is filled, and behind the one it is filled from, as zapping goes.
  */
 #include <linux/delay.h>
 #include <linux/mm.h>
@@ -18,8 +23,35 @@ struct dmaprobe_view {
 	struct dmaprobe_allocation *a;
 	struct mm_struct *mm;		/* of the mmap() call, */
 	unsigned int mm_seq;		/* and its mm_lock_seq then */
+	bool linked;			/* seen to be; mm_lock_seq wraps */
 	refcount_t vmas;
 };
+
+/* Look which mmap()s have linked their VMA. Return whether all have. */
+static bool all_linked(struct dmaprobe_allocation *a)
+{
+	struct dmaprobe_view *view;
+	bool all = true;
+
+	spin_lock(&a->lock);
+	list_for_each_entry(view, &a->views, node) {
+		view->linked |= view->mm_seq != dmaprobe_mm_seq(view->mm) ||
+				!rwsem_is_locked(&view->mm->mmap_lock);
+		all &= view->linked;
+	}
+	spin_unlock(&a->lock);
+	return all;
+}
+
+/* Long before 2^31 more takers of the lock have come and gone. */
+void dmaprobe_look_at_views(struct work_struct *work)
+{
+	struct dmaprobe_allocation *a;
+
+	a = container_of(work, struct dmaprobe_allocation, views_work.work);
+	if (!all_linked(a))
+		schedule_delayed_work(&a->views_work, HZ);
+}
 
 static void view_put(struct dmaprobe_view *view)
 {
@@ -97,9 +129,9 @@ int dmaprobe_allocation_mmap(struct dmaprobe_allocation *a,
 		kfree(view);
 		return ret;
 	}
-	/* From here to the end of mmap(), revoking waits: see dmaprobe_wait_for_mmaps(). */
 	mmgrab(view->mm);
 	dmaprobe_object_hold(&a->mem.obj);
+	schedule_delayed_work(&a->views_work, HZ);
 
 	vm_flags_set(vma, VM_DONTEXPAND | VM_DONTDUMP);
 	/*
@@ -118,31 +150,12 @@ int dmaprobe_allocation_mmap(struct dmaprobe_allocation *a,
 	return 0;
 }
 
-/**
- * dmaprobe_wait_for_mmaps - make sure that everything mmapped can be found
- * @a: the allocation; revoked from now on, so that nothing more is mmapped
- *
- * mmap() fills a VMA before it links it into the address space of its file, where
- * zapping looks for it, and holds the write lock of its mm all the time. Letting go of
- * that changes mm_lock_seq. We do not ask for the lock ourselves: other threads of that
- * process could keep it from us. What fork() and mremap() make of a VMA is linked before
- * it is filled, and behind the one it is filled from, in the order in which zapping goes.
- */
+/* Have everything that is mmapped be where zapping finds it, and let nothing more be mmapped. */
 void dmaprobe_wait_for_mmaps(struct dmaprobe_allocation *a)
 {
-	struct dmaprobe_view *view;
-
 	spin_lock(&a->lock);
 	a->revoked = true;
-restart:
-	list_for_each_entry(view, &a->views, node) {
-		if (view->mm_seq == dmaprobe_mm_seq(view->mm) &&
-		    rwsem_is_locked(&view->mm->mmap_lock)) {
-			spin_unlock(&a->lock);
-			fsleep(1000);
-			spin_lock(&a->lock);
-			goto restart;
-		}
-	}
 	spin_unlock(&a->lock);
+	while (!all_linked(a))
+		fsleep(1000);
 }

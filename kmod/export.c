@@ -182,8 +182,8 @@ static void export_release(struct dma_buf *dmabuf)
 	struct dmaprobe_allocation *a = link->a;
 
 	mutex_lock(&a->exports_lock);
+	a->nr_exports -= !list_empty(&link->node);
 	list_del(&link->node);
-	a->nr_exports--;
 	mutex_unlock(&a->exports_lock);
 	iput(link->inode);
 	kfree(link);
@@ -239,7 +239,7 @@ int dmaprobe_op_export(struct dmaprobe_ucmd *ucmd)
 	struct dmaprobe_export_link *link;
 	struct dmaprobe_allocation *a;
 	struct dma_buf *dmabuf;
-	int fd, ret;
+	int ret;
 
 	a = dmaprobe_allocation_get(ucmd, cmd->id);
 	if (IS_ERR(a))
@@ -248,20 +248,15 @@ int dmaprobe_op_export(struct dmaprobe_ucmd *ucmd)
 	if (!a->mem.pages)
 		goto err_put;
 	ret = -ENOMEM;
-	scoped_guard(mutex, &a->exports_lock) {
-		if (a->nr_exports == DMAPROBE_MAX_USERS)
-			goto err_put;
-		a->nr_exports++;
-	}
 	link = kzalloc_obj(*link, DMAPROBE_GFP);
 	if (!link)
-		goto err_count;
+		goto err_put;
+	INIT_LIST_HEAD(&link->node);
 	link->a = a;
-	fd = get_unused_fd_flags(O_CLOEXEC);
-	if (fd < 0) {
-		ret = fd;
+	ucmd->fd = get_unused_fd_flags(O_CLOEXEC);
+	ret = ucmd->fd;
+	if (ret < 0)
 		goto err_free;
-	}
 
 	info.ops = &export_ops;
 	info.size = a->mem.nr_pages << PAGE_SHIFT;
@@ -276,21 +271,20 @@ int dmaprobe_op_export(struct dmaprobe_ucmd *ucmd)
 	link->dmabuf = dmabuf;
 	link->inode = file_inode(dmabuf->file);
 	ihold(link->inode);
-	mutex_lock(&a->exports_lock);
-	list_add(&link->node, &a->exports);
-	mutex_unlock(&a->exports_lock);
 	ucmd->file = dmabuf->file;
-	ucmd->fd = fd;
-	cmd->fd = fd;
-	return 0;
+	cmd->fd = ucmd->fd;
+	mutex_lock(&a->exports_lock);
+	ret = a->nr_exports < DMAPROBE_MAX_USERS ? 0 : -ENOMEM;
+	if (!ret)
+		list_add(&link->node, &a->exports);
+	a->nr_exports += !ret;
+	mutex_unlock(&a->exports_lock);
+	return ret;
 
 err_fd:
-	put_unused_fd(fd);
+	put_unused_fd(ucmd->fd);
 err_free:
 	kfree(link);
-err_count:
-	scoped_guard(mutex, &a->exports_lock)
-		a->nr_exports--;
 err_put:
 	dmaprobe_object_put(&a->mem.obj);
 	return ret;

@@ -44,6 +44,7 @@
 #include <linux/sched/signal.h>
 #include <linux/types.h>
 #include <linux/uidgid.h>
+#include <linux/workqueue.h>
 #include <linux/xarray.h>
 
 #include <linux/dmaprobe.h>
@@ -372,6 +373,7 @@ struct dmaprobe_allocation {
 	unsigned int nr_views;
 	unsigned int nr_imports;
 	struct list_head views;
+	struct delayed_work views_work;
 
 	struct mutex exports_lock;	/* outside of the reservation locks */
 	unsigned int nr_exports;
@@ -386,6 +388,7 @@ void dmaprobe_allocation_sync(struct dmaprobe_allocation *a, u32 target, u64 off
 int dmaprobe_allocation_find_pages(struct dmaprobe_allocation *a, u32 *nr_pieces);
 
 /* alloc_mmap.c */
+void dmaprobe_look_at_views(struct work_struct *work);
 int dmaprobe_allocation_mmap(struct dmaprobe_allocation *a,
 			     struct vm_area_struct *vma, unsigned long first);
 void dmaprobe_wait_for_mmaps(struct dmaprobe_allocation *a);
