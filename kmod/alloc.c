@@ -267,8 +267,7 @@ static const struct dmaprobe_object_type allocation_type = {
 };
 
 /* Look an allocation up and hold it. */
-struct dmaprobe_allocation *
-dmaprobe_allocation_get(struct dmaprobe_ucmd *ucmd, u32 id)
+struct dmaprobe_allocation *dmaprobe_allocation_get(struct dmaprobe_ucmd *ucmd, u32 id)
 {
 	struct dmaprobe_object *obj;
 

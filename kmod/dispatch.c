@@ -71,12 +71,12 @@ void *dmaprobe_fetch_array(u64 from, size_t nr, size_t size)
 	return ERR_PTR(-EFAULT);
 }
 
-/* Make room, not under the lock, for an array that the op fills and that is written back. */
+/* Make room for an array that the op fills and that is written back. */
 int dmaprobe_reply_array(struct dmaprobe_ucmd *ucmd, u64 to, size_t nr, size_t size)
 {
 	if (!nr)
 		return 0;
-	ucmd->array = kvcalloc(nr, size, GFP_KERNEL_ACCOUNT);
+	ucmd->array = kvcalloc(nr, size, ucmd->op->self_locked ? GFP_KERNEL_ACCOUNT : DMAPROBE_GFP);
 	if (!ucmd->array)
 		return -ENOMEM;
 	ucmd->array_to = u64_to_user_ptr(to);
@@ -206,7 +206,8 @@ int dmaprobe_dispatch(struct dmaprobe_ucmd *ucmd, unsigned int cmd)
 	}
 	if (op->writeback)
 		ret = ucmd_reply(ucmd, ret);
-	trace_dmaprobe_op(ucmd->session, op->name, ucmd->id, ucmd->iova, ucmd->length, ret);
+	if (ret != -EAGAIN)
+		trace_dmaprobe_op(ucmd->session, op->name, ucmd->id, ucmd->iova, ucmd->length, ret);
 	return ret;
 }
 

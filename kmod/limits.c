@@ -105,6 +105,7 @@ void dmaprobe_limits_reset(struct dmaprobe_device *dd)
 {
 	struct device *dev = &dd->pdev->dev;
 
+	guard(mutex)(&dd->group->turn);
 	guard(rwsem_write)(&dd->group->lock);
 	reset_masks(dd);
 	dma_set_seg_boundary(dev, dd->bound_boundary);

@@ -380,8 +380,7 @@ struct dmaprobe_allocation {
 	struct list_head exports;
 };
 
-struct dmaprobe_allocation *
-dmaprobe_allocation_get(struct dmaprobe_ucmd *ucmd, u32 id);
+struct dmaprobe_allocation *dmaprobe_allocation_get(struct dmaprobe_ucmd *ucmd, u32 id);
 void dmaprobe_allocation_sync(struct dmaprobe_allocation *a, u32 target, u64 offset, u64 length);
 
 /* alloc_sgtable.c */

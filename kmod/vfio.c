@@ -11,8 +11,8 @@
  * device's DMA. The legacy group attach is refused by the IOMMU core.
  *
  * BARs and bus mastering: nobody, or sessions that asked with DMAPROBE_ENABLE, or users of
- * VFIO, who reset the function. That holds for all functions of a bus, since VFIO may reset
- * with one those that it does not know to be in use.
+ * VFIO, who reset the function. That holds for all functions that VFIO resets together: of
+ * a slot or a bus, or one alone.
  */
 #include <linux/capability.h>
 #include <linux/delay.h>

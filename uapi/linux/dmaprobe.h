@@ -20,10 +20,10 @@
  * member named flags follows in every struct, and members named __reserved must be zero.
  * Lengths, offsets and addresses are in bytes.
  *
- * The order of the checks is fixed: the command, @size, the tail beyond what the kernel
- * knows, flags, the mode of the file, reserved members, values, objects. A call that fails
- * changes nothing. An object that a call makes can be named by others only after the caller
- * has its id.
+ * The checks begin with the command, @size, the tail beyond what the kernel knows, flags
+ * and the mode of the file, in this order; the others follow in none. A call that fails
+ * changes nothing but memory that it was to fill. An object that a call makes can be named
+ * by others only after the caller has its id.
  *
  * Every command can answer:
  *
@@ -37,8 +37,8 @@
  *  - EBADF: the file was not opened for writing, and the command is none of
  *    ``DMAPROBE_GET_*`` and ``DMAPROBE_NOP``.
  *  - EFAULT: an address that cannot be read or written.
- *  - ENODEV: the device was unbound or unplugged. Everything the session held has been
- *    torn down.
+ *  - ENODEV: the device was unbound or unplugged. Everything the session held is torn down,
+ *    or about to be.
  *
  * Commands that name an object can answer:
  *
@@ -46,13 +46,14 @@
  *  - EBUSY: the object is in use, by another object (a buffer that is still mapped or
  *    linked) or by a call of another thread in this moment.
  *
- * Commands that create something can answer:
+ * Commands that create something (and with ENOMEM, those that fill or read an array):
  *
  *  - ENOMEM: no memory, or a limit was reached: RLIMIT_MEMLOCK for sessions opened without
- *    CAP_IPC_LOCK, the module's session_max_mib for all.
+ *    CAP_IPC_LOCK, the module's session_max_mib for all, or 1024 uses of one allocation:
+ *    mmap()s, dma-bufs, imports of these.
  *  - ENOSPC: the unprivileged sessions of the device hold as many DMA addresses together
- *    as the module's device_max_addresses allows. Each mapping, entry of a list, link,
- *    IOVA space, allocation, pool and block of a pool counts as one.
+ *    as the module's device_max_addresses allows. Each mapping, entry of a list, piece of
+ *    an imported dma-buf, link, IOVA space, allocation, pool and block of a pool is one.
  *  - EPERM: a privileged session has widened the limits of the device (see
  *    ``DMAPROBE_SET_MASK`` and ``DMAPROBE_SET_SEGMENTS``), and this one is not privileged. A
  *    session is privileged when it was opened with CAP_SYS_RAWIO.
@@ -308,8 +309,8 @@ enum dmaprobe_set_mask_flags {
  * @mask: the new mask: ones from bit 0 up, at least 32 pages - 1
  *
  * Set the device's DMA masks. The masks belong to the device: all its sessions see them,
- * and they go back to what the device had when it was bound, or to 32 bits if that was
- * more, when its last session closes.
+ * and they go back to what the device had when it was bound, or to unprivileged_mask_bits
+ * if that was more, when its last session closes.
  *
  * EPERM without CAP_SYS_RAWIO when @mask has more bits than the module's
  * unprivileged_mask_bits (32), or fewer than that when bound and the IOMMU group has other
@@ -534,7 +535,7 @@ enum dmaprobe_iova_alloc_flags {
 	DMAPROBE_IOVA_ALLOC_TRY = 1 << 0,
 };
 
-/* The longest range that is linked, synced, unlinked or destroyed in one call. */
+/* The longest range that one call links, syncs, unlinks, destroys, or maps of a BAR. */
 #define DMAPROBE_IOVA_RANGE_MAX	0x40000000
 
 /**
@@ -546,7 +547,7 @@ enum dmaprobe_iova_alloc_flags {
  * @buffer_offset: where in that buffer the first link will start. Only its place inside the
  *	granule counts: the IOVA gets the same. Must be 0 without a buffer
  * @length: bytes of IOVA space, from 1 to 2^62; without CAP_SYS_RAWIO at most
- *	%DMAPROBE_IOVA_RANGE_MAX, otherwise EPERM
+ *	%DMAPROBE_IOVA_RANGE_MAX (1 GiB), otherwise EPERM
  * @addr: out: first address; 0 when there is no space
  *
  * Allocate IOVA space with dma_iova_try_alloc(). Where that answers false: EOPNOTSUPP when
@@ -853,10 +854,9 @@ enum dmaprobe_run_flags {
 	DMAPROBE_RUN_CONTINUE = 1 << 0,
 };
 
-/*
- * In a run, the id that its call number n (from 0 on) has made. It stands
- * wherever an id can stand in a later call. A call that failed, or made nothing,
- * has no id: ENOENT.
+/**
+ * DMAPROBE_RUN_ID() - in a run, the id that call number @n (from 0 on) has made
+ * @n: the call. One that failed, or made nothing, has no id: ENOENT
  */
 #define DMAPROBE_RUN_ID(n)	(0x80000000U | (n))
 
@@ -876,7 +876,7 @@ struct dmaprobe_run_op {
  * struct dmaprobe_run - ioctl(DMAPROBE_RUN)
  * @size: sizeof(struct dmaprobe_run)
  * @flags: &enum dmaprobe_run_flags
- * @nr_ops: calls to make, from 1 to %DMAPROBE_RUN_MAX
+ * @nr_ops: calls to make, from 1 to %DMAPROBE_RUN_MAX (4096)
  * @done: out: calls made, the one that failed included
  * @ops: address of an array of &struct dmaprobe_run_op
  *
@@ -884,7 +884,7 @@ struct dmaprobe_run_op {
  * its own; a run in a run is EINVAL. The run stops at the first that fails, unless it shall
  * continue, and soon when the process is being killed. The run itself succeeds when it
  * could read the calls and write the results: also when the device is gone, which each call
- * answers for itself.
+ * answers for itself. When it fails, the calls before have been made.
  */
 struct dmaprobe_run {
 	__u32 size;
@@ -916,7 +916,7 @@ enum dmaprobe_bench_kind {
  * @ns: out: nanoseconds they took together
  *
  * Make the kernel's calls in a loop inside the module: what they cost without a way from
- * user space to them. EINTR when a signal arrives.
+ * user space to them. EINTR when a signal arrives; others as ``DMAPROBE_MAP``.
  */
 struct dmaprobe_bench {
 	__u32 size;
@@ -1068,7 +1068,7 @@ struct dmaprobe_sg_entry {
  * @kind: one of &enum dmaprobe_map_sg_kind
  * @dir: one of &enum dmaprobe_dir
  * @entries: address of an array of &struct dmaprobe_sg_entry
- * @nr_entries: entries there, from 1 to %DMAPROBE_MAP_SG_MAX
+ * @nr_entries: entries there, from 1 to %DMAPROBE_MAP_SG_MAX (65536)
  * @id: out: id of the mapping
  * @attrs: DMA attributes, out of %DMAPROBE_MAP_ATTRS
  * @nr_segments: out: DMA segments, at most @nr_entries; see ``DMAPROBE_GET_SEGMENTS``
