@@ -153,9 +153,8 @@ int dmaprobe_allocation_mmap(struct dmaprobe_allocation *a,
 /* Have everything that is mmapped be where zapping finds it, and let nothing more be mmapped. */
 void dmaprobe_wait_for_mmaps(struct dmaprobe_allocation *a)
 {
-	spin_lock(&a->lock);
-	a->revoked = true;
-	spin_unlock(&a->lock);
+	scoped_guard(spinlock, &a->lock)
+		a->revoked = true;
 	while (!all_linked(a))
 		fsleep(1000);
 }

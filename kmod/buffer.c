@@ -131,7 +131,7 @@ struct dmaprobe_buffer *dmaprobe_buffer_new(struct dmaprobe_session *s,
 	if (dmaprobe_charge(s, charge))
 		goto err_free;
 	buf->charged = charge;
-	buf->mem.pages = kvmalloc_array(nr, sizeof(*buf->mem.pages), GFP_KERNEL_ACCOUNT);
+	buf->mem.pages = kvmalloc_array(nr, sizeof(*buf->mem.pages), DMAPROBE_ARRAY_GFP);
 	if (!buf->mem.pages)
 		goto err_uncharge;
 	return buf;

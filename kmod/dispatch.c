@@ -61,7 +61,7 @@ static const struct dmaprobe_op dmaprobe_ops[] = {
 /* Read an array beside the struct: kvfree() it. Returns it or an ERR_PTR(). */
 void *dmaprobe_fetch_array(u64 from, size_t nr, size_t size)
 {
-	void *array = kvmalloc_array(nr, size, GFP_KERNEL_ACCOUNT);
+	void *array = kvmalloc_array(nr, size, DMAPROBE_ARRAY_GFP);
 
 	if (!array)
 		return ERR_PTR(-ENOMEM);
@@ -76,7 +76,7 @@ int dmaprobe_reply_array(struct dmaprobe_ucmd *ucmd, u64 to, size_t nr, size_t s
 {
 	if (!nr)
 		return 0;
-	ucmd->array = kvcalloc(nr, size, ucmd->op->self_locked ? GFP_KERNEL_ACCOUNT : DMAPROBE_GFP);
+	ucmd->array = kvcalloc(nr, size, ucmd->op->self_locked ? DMAPROBE_ARRAY_GFP : DMAPROBE_GFP);
 	if (!ucmd->array)
 		return -ENOMEM;
 	ucmd->array_to = u64_to_user_ptr(to);
@@ -119,6 +119,9 @@ static int ucmd_fetch(struct dmaprobe_ucmd *ucmd, const struct dmaprobe_op *op)
 		return -EOPNOTSUPP;
 	if (ucmd->session->read_only && !op->read_only)
 		return -EBADF;
+	/* Not to take the lock from whoever has the device now. */
+	if (READ_ONCE(ucmd->session->dd->unplugged) && op->handle != dmaprobe_op_run)
+		return -ENODEV;
 	return op->reserved && *(u32 *)(ucmd->cmd + op->reserved) ? -EINVAL : 0;
 
 fault:

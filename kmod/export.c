@@ -241,14 +241,14 @@ int dmaprobe_op_export(struct dmaprobe_ucmd *ucmd)
 	struct dma_buf *dmabuf;
 	int ret;
 
-	a = dmaprobe_allocation_get(ucmd, cmd->id);
-	if (IS_ERR(a))
-		return PTR_ERR(a);
-	ret = -ENXIO;
-	if (!a->mem.pages)
-		goto err_put;
-	ret = -ENOMEM;
-	link = kzalloc_obj(*link, DMAPROBE_GFP);
+	scoped_guard(rwsem_read, &ucmd->session->dd->group->lock) {
+		a = dmaprobe_allocation_get(ucmd, cmd->id);
+		if (IS_ERR(a))
+			return ucmd->session->dd->unplugged ? -ENODEV : PTR_ERR(a);
+	}
+	/* Nobody destroys it meanwhile. It may be revoked, which then finds it to be so. */
+	ret = a->mem.pages ? -ENOMEM : -ENXIO;
+	link = a->mem.pages ? kzalloc_obj(*link, GFP_KERNEL_ACCOUNT) : NULL;
 	if (!link)
 		goto err_put;
 	INIT_LIST_HEAD(&link->node);

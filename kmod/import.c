@@ -134,8 +134,10 @@ static int import_add(struct dmaprobe_ucmd *ucmd, struct dmaprobe_import *imp)
 		ret = check_foreign(s->dd, imp->dmabuf);
 		if (ret)
 			return ret;
-		imp->obj.nr_addresses = PFN_UP(imp->dmabuf->size);
 	}
+	/* Others may map it page by page, and so does the kernel for untrusted devices. */
+	if (!imp->obj.nr_addresses || s->dd->direct_max != SIZE_MAX)
+		imp->obj.nr_addresses = PFN_UP(imp->dmabuf->size);
 	ret = dmaprobe_object_add(s, &imp->obj, &import_type);
 	if (ret)
 		return ret;

@@ -200,10 +200,7 @@ int dmaprobe_op_unmap(struct dmaprobe_ucmd *ucmd)
 	return ret ?: object_destroy(ucmd, cmd->id, DMAPROBE_UNMAP, cmd->attrs);
 }
 
-/*
- * Let others have the group between two parts of a teardown. Not after each: who has waited
- * for us makes us wait in turn.
- */
+/* Let others have the group meanwhile; not after each part, since they make us wait in turn. */
 static void teardown_pause(struct dmaprobe_group *group, unsigned long *since)
 {
 	cond_resched();
@@ -215,9 +212,8 @@ static void teardown_pause(struct dmaprobe_group *group, unsigned long *since)
 }
 
 /*
- * Release what a session holds in which no op is running. The order does not matter: who
- * uses an object holds it. When unplug and close come at the same time, the second one
- * waits for the first, and finds nothing.
+ * Release what a session holds, in any order: who uses an object holds it. When unplug and close
+ * come at the same time, the second one waits for the first, and finds nothing.
  */
 void dmaprobe_objects_teardown(struct dmaprobe_session *s)
 {

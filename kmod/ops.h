@@ -40,7 +40,7 @@ OP(IOVA_SYNC, iova_sync, __reserved)
 OP(IOVA_UNLINK, iova_unlink, attrs)
 OP(IOVA_DESTROY, iova_destroy, attrs)
 OP(ALLOC, alloc, mmap_offset, .self_locked = true, .may_block = true, .writeback = true)
-OP(EXPORT, export, fd, .may_block = true, .writeback = true)
+OP(EXPORT, export, fd, .self_locked = true, .may_block = true, .writeback = true)
 OP(POOL_CREATE, pool_create, __reserved, .may_block = true, .writeback = true)
 OP(POOL_ALLOC, pool_alloc, dma_addr, .may_block = true, .writeback = true)
 OP(TRANSLATE, translate, translated, .flags = DMAPROBE_TRANSLATE_PHYS, .self_locked = true,

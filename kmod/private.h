@@ -272,9 +272,10 @@ unsigned long dmaprobe_map_attrs(const struct dmaprobe_session *s, u64 attrs);
  * What is allocated under dmaprobe_group::lock, for which others may wait: nothing is written
  * out to make room, nobody is killed, nothing is logged, and it is given up early. A failure is
  * the caller's to deal with. What the DMA API allocates is not charged to the memory cgroup,
- * which can put the caller to sleep for that; the session's limits count.
+ * which can put the caller to sleep for that; the session's limits count. Arrays do not need it.
  */
 #define DMAPROBE_GFP		(GFP_NOIO | __GFP_ACCOUNT | __GFP_NOWARN | __GFP_NORETRY)
+#define DMAPROBE_ARRAY_GFP	(GFP_KERNEL_ACCOUNT | __GFP_NOWARN | __GFP_RETRY_MAYFAIL)
 #define DMAPROBE_ALLOC_GFP	(GFP_NOIO | __GFP_ZERO | __GFP_NOWARN | __GFP_NORETRY)
 
 /*

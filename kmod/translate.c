@@ -252,8 +252,7 @@ int dmaprobe_op_translate(struct dmaprobe_ucmd *ucmd)
 	if (cmd->buffer_id) {
 		w.mem = dmaprobe_memory_get(ucmd, cmd->buffer_id);
 		if (IS_ERR(w.mem))
-			return READ_ONCE(ucmd->session->dd->unplugged) ?
-				-ENODEV : PTR_ERR(w.mem);
+			return READ_ONCE(ucmd->session->dd->unplugged) ? -ENODEV : PTR_ERR(w.mem);
 	}
 	ucmd->iova = cmd->iova;
 	ucmd->length = cmd->length;

@@ -383,9 +383,13 @@ def lab_unplugs_and_plugs() -> None:
 
 def checks_see_stale_translations() -> None:
     """A lazy domain that is taken for a strict one: what should be gone is not, and that shows."""
-    code, out, err = call([*LAB, "run", "--domain", "lazy", "--device", "testdev", "--", "env",
-                           "DMAPROBE_EXPECT_STRICT=1", "dmaprobe", "check",
-                           "--only", "After.ItIsTaken/page", "--only", "Unlink.OfAPart"], 200)
+    # It is gone after 10 ms, which a busy machine may let pass.
+    for _ in range(4):
+        code, out, err = call([*LAB, "run", "--domain", "lazy", "--device", "testdev", "--", "env",
+                               "DMAPROBE_EXPECT_STRICT=1", "dmaprobe", "check",
+                               "--only", "After.ItIsTaken/page", "--only", "Unlink.OfAPart"], 200)
+        if code == 1:
+            break
     expect(code == 1, (code, out, err))
     expect("\nnot ok 2 After.ItIsTaken/page\n" in out, out)
     expect("the device wrote to memory that is no more its own" in out, out)
