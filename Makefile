@@ -32,7 +32,8 @@ CPPFLAGS += -Ilib/include -Iuapi -MMD -MP -DDMAPROBE_VERSION_STRING='"$(VERSION)
 CXXFLAGS ?= -O2 -g
 CXXFLAGS += -std=c++23 -Wall -Wextra -Wconversion -Wshadow -Werror
 ifeq ($(STATIC),1)
-LDFLAGS	+= -static
+# GoogleTest has a getaddrinfo() that nothing here calls, which the linker warns of.
+LDFLAGS	+= -static -Wl,--no-warnings
 endif
 ifeq ($(SAN),1)
 CXXFLAGS += -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer

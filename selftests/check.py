@@ -257,6 +257,11 @@ def lab_run(*arguments: str) -> tuple[int, str, str]:
     return call([*LAB, "run", "--no-bind", *arguments], 200)
 
 
+def lab_run_bound(*arguments: str) -> tuple[int, str, str]:
+    """lab run, with the device bound."""
+    return call([*LAB, "run", *arguments], 200)
+
+
 def lab_passes_everything_through() -> None:
     """Output on its own stream, the exit code, quoting, and files out of the guest."""
     script = ("echo one; echo two >&2; echo \"$1\" >/out/word; mkdir /out/d; "
@@ -482,6 +487,65 @@ def lab_adds_coverage_up() -> None:
     expect("a.c" in coverage.report(counts), coverage.report(counts))
 
 
+def checks_know_a_bridge() -> None:
+    """Faults of a device behind a bridge are reported under the bridge's requester id."""
+    code, out, err = call([*LAB, "run", "--device", "bridged", "--", "sh", "-c",
+                           "dmaprobe demo $DMAPROBE_BDF && dmaprobe check --only 'After.*/page' "
+                           "--only 'Edge.PastTheLastGranule/page' $DMAPROBE_BDF"], 200)
+    expect(code == 0, (code, out, err))
+    expect("15 of 15 steps as they must be, 2 faults caught\n" in out, out)
+    expect("a bridge above the device" in out, out)
+    expect("# Totals: pass:2 fail:0" in out, out)
+
+
+def checks_do_without_reports() -> None:
+    """Where no report of the IOMMU is understood, the memory is the witness; or nothing is."""
+    blind = "touch /tmp/log; mount --bind /tmp/log /dev/kmsg; "
+    code, out, err = call([*LAB, "run", "--deadline", "300", "--", "sh", "-c", blind +
+                           "dmaprobe demo $DMAPROBE_BDF && dmaprobe check --only 'After.*/page' "
+                           "--only 'Permission.Write*/page' --only 'Edge.Past*/page' "
+                           "$DMAPROBE_BDF"], 400)
+    expect(code == 0, (code, out, err))
+    expect("0 faults caught, 2 without a report that is understood\n" in out, out)
+    expect("# Totals: pass:2 fail:0 xfail:0 xpass:0 skip:1 error:0" in out, out)
+    expect(out.count("quirk: the device was stopped, and no report of the IOMMU is") == 2, out)
+    # What is not stopped is seen all the same.
+    for _ in range(4):
+        code, out, err = call([*LAB, "run", "--domain", "lazy", "--device", "testdev", "--", "sh",
+                               "-c", blind + "DMAPROBE_EXPECT_STRICT=1 dmaprobe check --only "
+                               "After.ItIsTaken/page $DMAPROBE_BDF"], 200)
+        if code == 1:
+            break
+    expect(code == 1, (code, out, err))
+    expect("the device wrote to memory that is no more its own" in out, out)
+
+
+def checks_are_stopped() -> None:
+    """What comes in between is no finding: another check, an unbind, the tool's end."""
+    script = """
+        run="dmaprobe check --only Data.* $DMAPROBE_BDF"
+        busy() { grep -qs dmaprobe-confor /proc/[0-9]*/comm; }
+        $run >/out/first 2>&1 & pid=$!
+        until busy; do sleep 0.1; done
+        $run --json >/out/second.json 2>/out/second; echo second $?
+        sleep 1; echo $DMAPROBE_BDF >/sys/bus/pci/drivers/dmaprobe/unbind
+        wait $pid; echo first $?
+        echo $DMAPROBE_BDF >/sys/bus/pci/drivers_probe
+        $run >/out/third 2>&1 & pid=$!
+        until busy; do sleep 0.1; done
+        kill -9 $pid; sleep 2; busy; echo left $?
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        code, out, err = lab_run_bound("--out", scratch, "--", "sh", "-c", script)
+        expect((code, out) == (0, "second 3\nfirst 3\nleft 1\n"), (code, out, err))
+        for name, text in (("second", "another dmaprobe check has "),
+                           ("first", "the device was unbound or unplugged")):
+            said = (Path(scratch) / name).read_text(encoding="utf-8")
+            expect(text in said, said)
+        document = json.loads((Path(scratch) / "second.json").read_text(encoding="utf-8"))
+        expect(document["error"]["exit"] == 3, document)
+
+
 def the_lab(_: "Suite") -> Report:
     """The lab and this program test themselves."""
     return functions([
@@ -492,7 +556,8 @@ def the_lab(_: "Suite") -> Report:
         lab_kernel_panic_fails_a_run,
         lab_boots_a_stalled_guest_once_more, lab_boots_once_more_at_most,
         lab_never_repeats_what_has_begun, lab_unplugs_and_plugs, lab_icount_repeats,
-        checks_see_stale_translations])
+        checks_see_stale_translations, checks_know_a_bridge, checks_do_without_reports,
+        checks_are_stopped])
 
 
 def planted(_: "Suite") -> Report:

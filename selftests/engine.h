@@ -14,6 +14,7 @@
 #include <dmaprobe/engine.h>
 #include <dmaprobe/fault.h>
 #include <dmaprobe/mapping.h>
+#include <dmaprobe/pci.h>
 #include <dmaprobe/session.h>
 
 #include <algorithm>
@@ -87,6 +88,9 @@ protected:
                                         "the engine's mask {:#x}",
                                         all, engine->dma_mask());
         if (iommu) {
+            auto ids = dmaprobe::PciBus().requester_ids(session_bdf());
+            ASSERT_WORKS(ids);
+            requesters = std::move(*ids);
             auto watching = dmaprobe::FaultWatcher::open();
             ASSERT_WORKS(watching);
             watcher.emplace(std::move(*watching));
@@ -111,7 +115,7 @@ protected:
 
     /* The device's next access there faults, and nothing else does. */
     void expect_fault(dmaprobe::Iova at, dmaprobe::FaultAccess what) {
-        const auto fault = watcher->wait(session_bdf(), std::chrono::seconds(5));
+        const auto fault = watcher->wait(requesters, std::chrono::seconds(5));
 
         ASSERT_WORKS(fault);
         if (!fault->iova) {
@@ -138,7 +142,7 @@ protected:
 
         ASSERT_WORKS(faults);
         for (const dmaprobe::Fault& fault : *faults)
-            EXPECT_FALSE(fault.is_from(session_bdf())) << fault.raw;
+            EXPECT_FALSE(fault.is_from(requesters)) << fault.raw;
     }
 
     dmaprobe::Bdf session_bdf() const { return keeper->bdf(); }
@@ -149,6 +153,7 @@ protected:
     std::unique_ptr<dmaprobe::Engine> engine;
     std::optional<dmaprobe::Session> session;
     std::optional<dmaprobe::FaultWatcher> watcher;
+    std::vector<dmaprobe::Bdf> requesters; /* what it may be called in reports of faults */
 };
 
 #define NEEDS_IOMMU()                                                                              \

@@ -26,7 +26,6 @@ constexpr EngineTraits fake_traits = {
     .name = "fake",
     .description = "an engine for tests",
     .emulated = true,
-    .sees_faults = false,
     .dma_mask = 0xfffff,
     .max_transfer = Size(1024),
     .alignment = 4,

@@ -90,6 +90,20 @@ protected:
         }
     }
 
+    // A function's configuration space, with a PCI Express capability of this type behind another.
+    static std::string config(int express_type, unsigned char secondary_bus) {
+        std::string bytes(256, '\0');
+        bytes[0x06] = 0x10;
+        bytes[0x0e] = 1;
+        bytes[0x19] = static_cast<char>(secondary_bus);
+        bytes[0x34] = 0x40;
+        bytes[0x40] = 0x01;
+        bytes[0x41] = 0x50;
+        bytes[0x50] = express_type < 0 ? 0x09 : 0x10;
+        bytes[0x52] = static_cast<char>(express_type < 0 ? 0 : express_type << 4 | 2);
+        return bytes;
+    }
+
     std::string sysfs(const std::string& path) const { return read_text(paths.sysfs + path); }
 
     SystemPaths paths;
@@ -108,6 +122,49 @@ TEST_F(Pci, NoPciAtAll) {
     const auto bound = bus.bound();
     ASSERT_WORKS(bound);
     EXPECT_TRUE(bound->empty());
+}
+
+// What pci_for_each_dma_alias() of the kernel goes by.
+TEST_F(Pci, RequesterIds) {
+    constexpr int root_port = 4, to_pci = 7, from_pci = 8, conventional = -1;
+    const PciBus bus(paths);
+    std::string dir = "/devices/pci0000:00";
+    const auto below = [&](const std::string& bridge, int type, unsigned char secondary) {
+        dir += "/" + bridge;
+        file(dir + "/config", config(type, secondary));
+        const std::string function = dir + "/0000:09:05.0";
+        file(function + "/vendor", "0x1234\n");
+        fs::remove(paths.sysfs + "/bus/pci/devices/0000:09:05.0");
+        link("/bus/pci/devices/0000:09:05.0", "../../.." + function);
+        return bus.requester_ids({0, 9, 5, 0});
+    };
+    const Bdf own{0, 9, 5, 0};
+    const auto is = [&](const Result<std::vector<Bdf>>& ids, std::vector<Bdf> want) {
+        ASSERT_WORKS(ids);
+        want.insert(want.begin(), own);
+        EXPECT_EQ(*ids, want);
+    };
+
+    is(below("0000:00:01.0", root_port, 1), {});
+    is(below("0000:01:00.0", to_pci, 9), {{0, 9, 0, 0}});
+    is(below("0000:09:02.0", conventional, 10), {{0, 9, 2, 0}, {0, 9, 0, 0}});
+    is(below("0000:0a:03.0", from_pci, 11), {{0, 10, 3, 0}, {0, 9, 2, 0}, {0, 9, 0, 0}});
+    // As sysfs shows it to others than root: nothing is known of the bridge.
+    file(dir + "/config", config(from_pci, 11).substr(0, 64));
+    is(bus.requester_ids(own), {{0, 9, 2, 0}, {0, 9, 0, 0}});
+    EXPECT_FAILS(bus.requester_ids({0, 7, 0, 0}), ENODEV);
+}
+
+// A list of capabilities that never ends.
+TEST_F(Pci, RequesterIdsBehindABrokenBridge) {
+    std::string bytes = config(4, 9);
+    bytes[0x41] = 0x40;
+    file("/devices/pci0000:00/0000:00:01.0/config", bytes);
+    file("/devices/pci0000:00/0000:00:01.0/0000:09:05.0/vendor", "0x1234\n");
+    link("/bus/pci/devices/0000:09:05.0", "../../../devices/pci0000:00/0000:00:01.0/0000:09:05.0");
+    const auto ids = PciBus(paths).requester_ids({0, 9, 5, 0});
+    ASSERT_WORKS(ids);
+    EXPECT_EQ(ids->size(), 2u);
 }
 
 TEST_F(Pci, Device) {

@@ -105,7 +105,8 @@ Json engine_json(const Info& info) {
             {"ready", info.engine_error.empty()},
             {"error", or_null(info.engine_error)},
             {"emulated", engine.emulated},
-            {"sees_faults", engine.sees_faults},
+            {"sees_read_faults", engine.sees_read_faults},
+            {"sees_write_faults", engine.sees_write_faults},
             {"dma_mask", hex(engine.dma_mask)},
             {"max_transfer", engine.max_transfer.value()},
             {"alignment", engine.alignment},
@@ -157,6 +158,13 @@ void line(std::string_view what, std::string_view value) {
     print(std::format("  {:<18} {}\n", what, value));
 }
 
+/// Of which accesses the device notices that the IOMMU stopped it.
+std::string_view faults_text(const dmaprobe::EngineTraits& engine) {
+    if (engine.sees_read_faults)
+        return engine.sees_write_faults ? "of reads and writes" : "of reads";
+    return engine.sees_write_faults ? "of writes" : "no";
+}
+
 std::string yes_no(bool value) {
     return value ? "yes" : "no";
 }
@@ -190,7 +198,7 @@ void tell_engine(const Info& info) {
     line("own memory", std::format("{}; what the device reads it {}",
                                    size_text(engine.device_memory), intake_text(engine.intake)));
     line("completion", info.completion.empty() ? "unknown" : info.completion);
-    line("sees faults", yes_no(engine.sees_faults));
+    line("sees faults", faults_text(engine));
 }
 
 void tell_limits(const Limits& limits) {

@@ -81,7 +81,8 @@ int run(int argc, char** argv) {
     CLI::App app("Drive the Linux kernel's DMA-mapping API against a real PCI device, and prove "
                  "what happened.",
                  "dmaprobe");
-    app.footer("Exit codes: 0 fine, 1 failed, 2 wrong usage, 4 the machine lacks what it needs.\n"
+    app.footer("Exit codes: 0 fine, 1 failed, 2 wrong usage, 3 stopped by something else, 4 the "
+               "machine lacks what it needs.\n"
                "The manual: man dmaprobe");
     bool version = false;
     app.add_flag("--json", args.json, "one JSON document on stdout, errors included");
@@ -102,7 +103,8 @@ int run(int argc, char** argv) {
                             "identity");
         if (verb.run == run_check) {
             sub->add_option("--only", args.only,
-                            "run the checks of these names only; * and ? stand for other letters");
+                            "run the checks of these names only; * and ? stand for other letters")
+                ->allow_extra_args(false); // the next word is the BDF
             sub->add_flag("--list", args.list, "name the checks, and run none");
             sub->add_option("--junit", args.junit, "also write JUnit's XML into this file");
         }

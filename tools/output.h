@@ -26,6 +26,7 @@ namespace exit_code {
 inline constexpr int ok = 0;
 inline constexpr int failed = 1;
 inline constexpr int usage = 2;
+inline constexpr int stopped = 3;
 inline constexpr int skipped = 4;
 } // namespace exit_code
 

@@ -40,6 +40,10 @@ bool Fault::is_from(const Bdf& device) const noexcept {
     return mine == device;
 }
 
+bool Fault::is_from(std::span<const Bdf> requesters) const noexcept {
+    return std::ranges::any_of(requesters, [this](const Bdf& one) { return is_from(one); });
+}
+
 namespace {
 
 /// Reads a text from the left; each take says whether it was there.
@@ -311,63 +315,82 @@ void decode_smmu(std::span<const std::uint64_t> words, Fault& fault) {
 
 } // namespace
 
-/// SMMUv3, drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3.c, arm_smmu_dump_raw_event(); newer kernels
-/// tell the same in words afterwards:
+/// SMMUv3, drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3.c, arm_smmu_dump_raw_event():
 ///   arm-smmu-v3 9050000.smmuv3: event 0x10 received:
 ///   arm-smmu-v3 9050000.smmuv3: <tab>0x0000010000000010              (four of these)
+/// and arm_smmu_dump_event() of newer kernels, which tells the same in words, and the device:
+///   arm-smmu-v3 9050000.smmuv3: event: F_TRANSLATION client: 0000:01:00.0 sid: 0x100 ...
 /// Other records may come in between.
-std::optional<Fault> FaultParser::take_smmu(std::string_view text, std::chrono::microseconds time) {
+bool FaultParser::take_smmu(std::string_view text, std::chrono::microseconds time,
+                            std::deque<Fault>& faults) {
     constexpr std::size_t nr_words = 4;
     const auto driver = text.find("arm-smmu-v3 ");
     if (driver == std::string_view::npos)
-        return std::nullopt;
+        return false;
     Scanner scan(text.substr(driver));
     const auto smmu = scan.until(": ");
     if (!smmu)
-        return std::nullopt;
+        return false;
     if (scan.rest().starts_with("event 0x") && scan.rest().ends_with(" received:")) {
         event_.emplace();
         event_->smmu = *smmu;
         event_->fault.time = time;
         event_->fault.raw = text;
-        return std::nullopt;
+        return true;
+    }
+    if (scan.skip("event: ")) {
+        const auto name = scan.until(" client: ");
+        const auto client = scan.until(" sid: ");
+        if (!name || !client)
+            return false;
+        if (const auto bdf = Bdf::parse(*client);
+            bdf && !faults.empty() && faults.back().raw.contains(*smmu)) {
+            faults.back().bdf = *bdf;
+            faults.back().domain_told = true;
+        }
+        return true;
     }
     // /dev/kmsg shows a tab by its code.
     if (!event_ || event_->smmu != *smmu || (!scan.skip("\\x09") && !scan.skip("\t")))
-        return std::nullopt;
+        return false;
     const auto word = scan.hex();
     if (!word || !scan.rest().empty()) {
         event_.reset();
-        return std::nullopt;
+        return false;
     }
     event_->words.push_back(*word);
     event_->fault.raw += std::format(" {:#018x}", *word);
     if (event_->words.size() < nr_words)
-        return std::nullopt;
-    Fault fault = std::move(event_->fault);
-    decode_smmu(event_->words, fault);
+        return true;
+    decode_smmu(event_->words, event_->fault);
+    faults.push_back(std::move(event_->fault));
     event_.reset();
-    return fault;
+    return true;
 }
 
-std::optional<Fault> FaultParser::take(std::string_view record) {
-    // A record is "<prefix>,<sequence>,<microseconds>,<flags>[,more];<text>\n" and may be followed
-    // by lines of keys and values, which start with a space.
-    std::string_view text = record.substr(0, record.find('\n'));
-    std::uint64_t number = 0;
-    if (const auto head = text.substr(0, text.find(';'));
-        head.size() != text.size() && !head.empty() &&
-        head.find_first_not_of("0123456789,-+abcdefghijklmnopqrstuvwxyz=") ==
-            std::string_view::npos) {
-        Scanner scan(head);
-        if (scan.after(",") && scan.after(",")) {
-            const auto digits = scan.rest();
-            std::from_chars(digits.data(), digits.data() + digits.size(), number);
-        }
-        text.remove_prefix(head.size() + 1);
-    }
+namespace {
 
-    const std::chrono::microseconds time(number);
+/// The text of a record: "<prefix>,<sequence>,<microseconds>,<flags>[,more];<text>\n", which may be
+/// followed by lines of keys and values, which start with a space; and its time.
+std::string_view text_of(std::string_view record, std::chrono::microseconds& time) {
+    std::string_view text = record.substr(0, record.find('\n'));
+    const auto head = text.substr(0, text.find(';'));
+    if (head.size() == text.size() || head.empty() ||
+        head.find_first_not_of("0123456789,-+abcdefghijklmnopqrstuvwxyz=") !=
+            std::string_view::npos)
+        return text;
+    Scanner scan(head);
+    if (scan.after(",") && scan.after(","))
+        time = std::chrono::microseconds(scan.number(10).value_or(0));
+    text.remove_prefix(head.size() + 1);
+    return text;
+}
+
+} // namespace
+
+bool FaultParser::take(std::string_view record, std::deque<Fault>& faults) {
+    std::chrono::microseconds time{0};
+    const std::string_view text = text_of(record, time);
     for (const Parser& parser : parsers) {
         Fault fault;
         if (!parser.parse(text, fault))
@@ -375,13 +398,16 @@ std::optional<Fault> FaultParser::take(std::string_view record) {
         fault.time = time;
         fault.platform = parser.platform;
         fault.raw = text;
-        return fault;
+        faults.push_back(std::move(fault));
+        return true;
     }
-    return take_smmu(text, time);
+    return take_smmu(text, time, faults);
 }
 
 std::optional<Fault> parse_fault(std::string_view record) {
-    return FaultParser().take(record);
+    std::deque<Fault> faults;
+    FaultParser().take(record, faults);
+    return faults.empty() ? std::nullopt : std::optional(std::move(faults.front()));
 }
 
 Result<FaultWatcher> FaultWatcher::open(const std::string& path) {
@@ -399,12 +425,15 @@ Result<FaultWatcher> FaultWatcher::open(const std::string& path) {
 }
 
 FaultWatcher::FaultWatcher(FaultWatcher&& other) noexcept
-    : fd_(std::exchange(other.fd_, -1)), pending_(std::move(other.pending_)),
+    : fd_(std::exchange(other.fd_, -1)), parser_(std::move(other.parser_)),
+      pending_(std::move(other.pending_)), other_lines_(std::move(other.other_lines_)),
       overruns_(other.overruns_) {}
 
 FaultWatcher& FaultWatcher::operator=(FaultWatcher&& other) noexcept {
     std::swap(fd_, other.fd_);
+    std::swap(parser_, other.parser_);
     std::swap(pending_, other.pending_);
+    std::swap(other_lines_, other.other_lines_);
     std::swap(overruns_, other.overruns_);
     return *this;
 }
@@ -418,12 +447,17 @@ FaultWatcher::~FaultWatcher() {
 Result<void> FaultWatcher::read_all() {
     // One read gives one record; the kernel's longest is about 2 KiB.
     std::array<char, 8192> record{};
+    constexpr std::size_t most_other_lines = 16;
     for (;;) {
         const ssize_t got = ::read(fd_, record.data(), record.size());
         if (got > 0) {
             const std::string_view line(record.data(), static_cast<std::size_t>(got));
-            if (auto fault = parser_.take(line))
-                pending_.push_back(std::move(*fault));
+            if (parser_.take(line, pending_))
+                continue;
+            std::chrono::microseconds time{0};
+            other_lines_.emplace_back(text_of(line, time));
+            if (other_lines_.size() > most_other_lines)
+                other_lines_.pop_front();
             continue;
         }
         if (got == 0 || errno == EAGAIN)
@@ -438,15 +472,15 @@ Result<void> FaultWatcher::read_all() {
     }
 }
 
-Result<Fault> FaultWatcher::wait_for(const Bdf* bdf, std::chrono::milliseconds deadline) {
+template <class Match>
+Result<Fault> FaultWatcher::wait_for(const Match& match, std::chrono::milliseconds deadline) {
     using Clock = std::chrono::steady_clock;
     const auto end = Clock::now() + deadline;
     for (;;) {
         const bool late = Clock::now() >= end;
         if (auto done = read_all(); !done)
             return std::unexpected(std::move(done.error()));
-        const auto found = std::ranges::find_if(
-            pending_, [bdf](const Fault& fault) { return bdf == nullptr || fault.is_from(*bdf); });
+        const auto found = std::ranges::find_if(pending_, match);
         if (found != pending_.end()) {
             Fault fault = std::move(*found);
             pending_.erase(found);
@@ -466,11 +500,23 @@ Result<Fault> FaultWatcher::wait_for(const Bdf* bdf, std::chrono::milliseconds d
 }
 
 Result<Fault> FaultWatcher::wait(const Bdf& bdf, std::chrono::milliseconds deadline) {
-    return wait_for(&bdf, deadline);
+    return wait(std::span(&bdf, 1), deadline);
+}
+
+Result<Fault> FaultWatcher::wait(std::span<const Bdf> requesters,
+                                 std::chrono::milliseconds deadline) {
+    return wait_for([&](const Fault& fault) { return fault.is_from(requesters); }, deadline);
 }
 
 Result<Fault> FaultWatcher::wait(std::chrono::milliseconds deadline) {
-    return wait_for(nullptr, deadline);
+    return wait_for([](const Fault&) { return true; }, deadline);
+}
+
+std::vector<std::string> FaultWatcher::take_other_lines() {
+    std::vector<std::string> lines(std::make_move_iterator(other_lines_.begin()),
+                                   std::make_move_iterator(other_lines_.end()));
+    other_lines_.clear();
+    return lines;
 }
 
 Result<std::vector<Fault>> FaultWatcher::drain() {

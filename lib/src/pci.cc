@@ -125,6 +125,78 @@ Result<std::vector<PciDevice>> PciBus::devices() const {
     return list;
 }
 
+namespace {
+
+/// What a bridge does to the requester ids of what comes from below.
+enum class Bridge {
+    keeps,       ///< PCI Express ports hand them on
+    own,         ///< a bridge of conventional PCI, or from it, gives its own
+    first_below, ///< one from PCI Express gives that of device 0 on the bus below
+};
+
+/// Out of the bridge's configuration space (PCI Express Base Specification, "PCI Express
+/// Capabilities Register").
+Bridge bridge_of(std::string_view config) {
+    const auto byte = [config](std::size_t at) {
+        return at < config.size() ? static_cast<unsigned char>(config[at]) : 0U;
+    };
+    constexpr unsigned status_capabilities = 0x10;
+    constexpr unsigned pci_express = 0x10;
+    unsigned at = (byte(0x06) & status_capabilities) != 0 ? byte(0x34) & ~3U : 0;
+    for (int left = 48; at >= 0x40 && left > 0; left--) {
+        if (byte(at) != pci_express) {
+            at = byte(at + 1) & ~3U;
+            continue;
+        }
+        switch (byte(at + 2) >> 4) {
+        case 7: // PCI Express to PCI
+            return Bridge::first_below;
+        case 8: // PCI to PCI Express
+            return Bridge::own;
+        default:
+            return Bridge::keeps;
+        }
+    }
+    return Bridge::own;
+}
+
+} // namespace
+
+Result<std::vector<Bdf>> PciBus::requester_ids(const Bdf& bdf) const {
+    std::error_code error;
+    const auto path = std::filesystem::canonical(device_dir(paths_, bdf), error);
+    if (error)
+        return no_device("requester_ids", bdf);
+    std::vector<Bdf> ids = {bdf};
+    const auto add = [&](const Bdf& id) {
+        if (std::ranges::find(ids, id) == ids.end())
+            ids.push_back(id);
+    };
+    for (auto dir = path.parent_path();; dir = dir.parent_path()) {
+        const auto bridge = Bdf::parse(dir.filename().string());
+        if (!bridge)
+            return ids;
+        // sysfs shows users who are not root the first 64 bytes, without the capability.
+        const auto config = file::read((dir / "config").string());
+        constexpr std::size_t secondary_bus = 0x19;
+        if (!config || config->size() <= 0x40)
+            continue;
+        switch (bridge_of(*config)) {
+        case Bridge::keeps:
+            break;
+        case Bridge::own:
+            add(*bridge);
+            break;
+        case Bridge::first_below:
+            add({.domain = bridge->domain,
+                 .bus = static_cast<std::uint8_t>((*config)[secondary_bus]),
+                 .device = 0,
+                 .function = 0});
+            break;
+        }
+    }
+}
+
 bool PciBus::module_loaded() const {
     return file::exists(driver_dir(paths_, our_driver));
 }

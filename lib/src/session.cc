@@ -79,7 +79,8 @@ std::string_view explain(unsigned long request, int code) noexcept {
     switch (request) {
     case DMAPROBE_SET_MASK:
         return "a mask of more bits than the module's unprivileged_mask_bits (32) needs "
-               "CAP_SYS_RAWIO";
+               "CAP_SYS_RAWIO, and a narrower one than the device was bound with, where other "
+               "functions share its IOMMU group";
     case DMAPROBE_SET_SEGMENTS:
         return "setting the limits of segments needs CAP_SYS_RAWIO";
     case DMAPROBE_ENABLE:
@@ -325,10 +326,11 @@ Result<void> Session::set_mask(std::uint64_t mask, Mask which) const {
 }
 
 Result<std::uint64_t> Session::set_mask_up_to(std::uint64_t mask, Mask which) const {
-    constexpr std::uint64_t unprivileged = std::numeric_limits<std::uint32_t>::max();
     auto done = set_mask(mask, which);
-    if (!done && done.error().code == EPERM && mask > unprivileged) {
-        mask = unprivileged;
+    if (!done && done.error().code == EPERM) {
+        const auto bits =
+            file::read_number("/sys/module/dmaprobe/parameters/unprivileged_mask_bits");
+        mask = std::min(mask, ~std::uint64_t{0} >> (64 - std::clamp(bits.value_or(32), 1UL, 64UL)));
         done = set_mask(mask, which);
     }
     if (!done)

@@ -43,6 +43,12 @@ void rule(const std::string& text, const std::string& defined);
 void quirk(const std::string& text);
 void value(const std::string& name, const std::string& text);
 
+/*
+ * End the run at once: what happened is no verdict on the platform. `dmaprobe check` says so, and
+ * exits with 3.
+ */
+[[noreturn]] void stop(const std::string& reason);
+
 /* What became of a read by the device. */
 enum class Read {
     same,    /* it read what was there */
@@ -78,8 +84,12 @@ protected:
     /* What the device has in its memory. */
     const std::vector<std::byte>& content() const { return content_; }
 
-    /* A fault of this address, and of no other, has been reported. */
-    void expect_fault(Iova at, dp::FaultAccess access);
+    /*
+     * A fault of this address, and of no other, has been reported. Where no report is understood,
+     * what shows that the device was stopped is what the caller has `seen`: then this is a quirk,
+     * and otherwise nobody can say.
+     */
+    void expect_fault(Iova at, dp::FaultAccess access, bool seen);
     void expect_no_fault();
     /* How many a transfer of `unit` bytes is reported as, out of the few that the kernel reports.
      */
@@ -93,8 +103,11 @@ protected:
 
 private:
     dp::Result<void> load();
+    dp::Result<void> rest(dp::Result<void> done);
+    bool reports_faults();
 
     std::optional<dp::FaultWatcher> watcher_;
+    std::vector<dp::Bdf> requesters_;
     std::optional<Target> scratch_;
     std::vector<std::byte> content_;
 };

@@ -109,8 +109,8 @@ TEST_P(Permission, WriteThroughToDevice) {
         expect_no_fault();
         return;
     }
-    EXPECT_TRUE(same(*got, bytes)) << "the device wrote";
-    expect_fault(made->at(granule), FaultAccess::write);
+    ASSERT_TRUE(same(*got, bytes)) << "the device wrote";
+    expect_fault(made->at(granule), FaultAccess::write, true);
 }
 
 TEST_P(Permission, ReadThroughFromDevice) {
@@ -130,7 +130,8 @@ TEST_P(Permission, ReadThroughFromDevice) {
         expect_no_fault();
         return;
     }
-    expect_fault(made->at(granule), FaultAccess::read);
+    // Other bytes, or an error.
+    expect_fault(made->at(granule), FaultAccess::read, true);
 }
 
 // --- edges -------------------------------------------------------------------------
@@ -146,8 +147,8 @@ TEST_P(Edge, PastTheLastGranule) {
     const Iova behind = made->segments().back().addr + made->segments().back().length;
     if (!is_hole(behind, unit))
         GTEST_SKIP() << "something else is mapped behind it";
-    std::ignore = device_writes(behind);
-    expect_fault(behind, FaultAccess::write);
+    const auto done = device_writes(behind);
+    expect_fault(behind, FaultAccess::write, !done && engine->traits().sees_write_faults);
 }
 
 TEST_P(Edge, BeforeTheFirstGranule) {
@@ -161,8 +162,8 @@ TEST_P(Edge, BeforeTheFirstGranule) {
     const Iova before(first.value() - unit);
     if (!is_hole(before, unit))
         GTEST_SKIP() << "something else is mapped in front of it";
-    std::ignore = device_writes(before);
-    expect_fault(before, FaultAccess::write);
+    const auto done = device_writes(before);
+    expect_fault(before, FaultAccess::write, !done && engine->traits().sees_write_faults);
 }
 
 // A mapping that ends inside a granule.
@@ -244,10 +245,11 @@ TEST_P(After, ItIsTaken) {
         ASSERT_WORKS(got);
         ASSERT_TRUE(same(*got, bytes)) << "the device wrote to memory that is no more its own";
     }
-    if (engine->traits().sees_faults) {
+    const bool sees = engine->traits().sees_write_faults;
+    if (sees) {
         EXPECT_FALSE(done) << "the device wrote to an address that is no more its own";
     }
-    expect_fault(at, FaultAccess::write);
+    expect_fault(at, FaultAccess::write, t.outlasts() || (sees && !done));
 }
 
 // --- the IOVA calls ----------------------------------------------------------------
@@ -273,7 +275,7 @@ TEST_F(Sync, OfALink) {
               "does not show");
         expect_no_fault();
     } else {
-        expect_fault(space->addr(), FaultAccess::write);
+        expect_fault(space->addr(), FaultAccess::write, true);
     }
     std::ranges::fill(buffer->bytes(), std::byte{0x55});
     ASSERT_WORKS(space->sync(Size(), Size(granule)));
@@ -306,9 +308,9 @@ TEST_F(Unlink, OfAPart) {
     ASSERT_WORKS(space->unlink(Size(granule), Size(granule), Direction::bidirectional));
     std::ranges::fill(buffer->bytes(), std::byte{0x44});
     std::ignore = device_writes(space->addr() + Size(granule));
-    EXPECT_TRUE(same(buffer->bytes(), std::vector<std::byte>(3 * granule, std::byte{0x44})))
+    ASSERT_TRUE(same(buffer->bytes(), std::vector<std::byte>(3 * granule, std::byte{0x44})))
         << "the device wrote after the unlink";
-    expect_fault(space->addr() + Size(granule), FaultAccess::write);
+    expect_fault(space->addr() + Size(granule), FaultAccess::write, true);
     for (const std::size_t at : {std::size_t{0}, 2 * granule}) {
         ASSERT_WORKS(device_writes(space->addr() + Size(at)));
         EXPECT_TRUE(same(buffer->bytes().subspan(at, unit), content())) << "a neighbour is gone";

@@ -120,6 +120,11 @@ DEVICES = {
         "-device", "pcie-root-port,id=port3,chassis=3,addr=6",
         "-device", "edu,bus=port3,addr=0.0,multifunction=on",
         "-device", "edu,bus=port3,addr=0.1"]),
+    # Behind a bridge to conventional PCI, whose requester id its DMA carries.
+    "bridged": Platform([
+        "-device", "pcie-root-port,id=port5,chassis=5,addr=9",
+        "-device", "pcie-pci-bridge,id=bridge,bus=port5",
+        "-device", "edu,bus=bridge,addr=3"]),
     "testdev": Platform(["-device", "iommu-testdev,addr=7"]),
     "nvme": Platform([
         "-blockdev", "driver=file,node-name=disk,filename=DISK",

@@ -37,20 +37,24 @@ enum class Completion {
 
 /// What an engine can do, with the device it drives. Constant for an engine.
 struct EngineTraits {
-    std::string_view name;        ///< short name, such as "edu"
-    std::string_view description; ///< one line for a person
-    bool emulated = false;        ///< the device exists only in emulators
-    bool sees_faults = false;     ///< the device itself notices a DMA that failed
-    std::uint64_t dma_mask = 0;   ///< addresses that it can give to the bus
-    Size max_transfer;            ///< bytes that one transfer moves at most
-    std::uint64_t alignment = 1;  ///< addresses of memory are multiples of it
-    Size block = Size(1);         ///< lengths and offsets in the device are multiples of it
+    std::string_view name;         ///< short name, such as "edu"
+    std::string_view description;  ///< one line for a person
+    bool emulated = false;         ///< the device exists only in emulators
+    bool sees_read_faults = false; ///< a read that the IOMMU stopped gives an error
+    /// A write that the IOMMU stopped gives an error. PCI Express posts memory writes: a real
+    /// device gets no answer to them, and reports success. Some emulated ones know.
+    bool sees_write_faults = false;
+    std::uint64_t dma_mask = 0;  ///< addresses that it can give to the bus
+    Size max_transfer;           ///< bytes that one transfer moves at most
+    std::uint64_t alignment = 1; ///< addresses of memory are multiples of it
+    Size block = Size(1);        ///< lengths and offsets in the device are multiples of it
     /// Where a transfer goes on in another segment, the one ends and the other starts at a multiple
     /// of it. 0: a transfer has one segment.
     Size segment_edge;
     Size device_memory;             ///< memory of its own, that transfers go into and come from
     Size identity;                  ///< bytes of Engine::identify(); 0: it cannot do that
     Intake intake = Intake::stores; ///< what it does with memory that it reads
+    std::chrono::milliseconds deadline{2000}; ///< how long a transfer may take; Engine::deadline()
 };
 
 /// Blocks of a device's medium.
@@ -79,7 +83,7 @@ struct EngineOptions {
 ///   transfer is refused with EIO.
 /// - Success says that the device has finished. Whether bytes arrived is for the caller to see, in
 ///   memory and in the fault log (fault.h): a device need not notice that the IOMMU stopped it
-///   (EngineTraits::sees_faults).
+///   (EngineTraits::sees_read_faults, sees_write_faults).
 /// - When the device is unplugged or unbound meanwhile, a call answers ENODEV, whatever the device
 ///   did with the transfer.
 /// - It never touches the session's masks. Some engines have memory of their own from the DMA API:
@@ -141,7 +145,7 @@ public:
     /// does not store what it reads. Both ranges are checked before anything is started.
     Result<void> copy(Iova dst, Iova src, Size length);
 
-    /// How long one transfer may take; 2 s from the start.
+    /// How long one transfer may take; EngineTraits::deadline from the start.
     [[nodiscard]] std::chrono::milliseconds deadline() const noexcept { return deadline_; }
     /// Set how long one transfer may take.
     void set_deadline(std::chrono::milliseconds deadline) noexcept { deadline_ = deadline; }
@@ -158,7 +162,7 @@ protected:
     /// @param completion how it waits
     explicit Engine(const EngineTraits& traits, const DeviceAccess* device = nullptr,
                     Completion completion = Completion::polling) noexcept
-        : traits_(traits), device_(device), completion_(completion) {}
+        : traits_(traits), device_(device), completion_(completion), deadline_(traits.deadline) {}
 
     /// Whether the device is still there. To be asked before its registers are touched, each time
     /// anew: those of a device that is gone are no more to be touched.
@@ -194,7 +198,7 @@ private:
     EngineTraits traits_;
     const DeviceAccess* device_;
     Completion completion_;
-    std::chrono::milliseconds deadline_{2000};
+    std::chrono::milliseconds deadline_;
     std::optional<Error> last_error_;
 };
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <deque>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -29,8 +30,9 @@ enum class FaultAccess {
 /// One fault, as an IOMMU driver told it.
 struct Fault {
     std::chrono::microseconds time{0}; ///< since boot, the kernel log's clock
-    std::optional<Bdf> bdf;            ///< the requester, if it was told; domain 0 when that
-                                       ///< part was not
+    std::optional<Bdf> bdf;            ///< the requester, if it was told, which behind a bridge may
+                                       ///< be the bridge (PciBus::requester_ids()); domain 0 when
+                                       ///< that part was not
     bool domain_told = true;           ///< whether the log names the PCI domain
     std::optional<Iova> iova;          ///< as reported, if it was; VT-d rounds it down to 4 KiB
     FaultAccess access = FaultAccess::unknown; ///< what the device wanted to do
@@ -40,6 +42,8 @@ struct Fault {
 
     /// Whether this device can be the one: what was not told is not compared.
     [[nodiscard]] bool is_from(const Bdf& device) const noexcept;
+    /// Whether one of these can be the one.
+    [[nodiscard]] bool is_from(std::span<const Bdf> requesters) const noexcept;
 };
 
 /// Finds faults in the kernel log, record by record: of /dev/kmsg ("3,123,456789,-;text",
@@ -51,7 +55,8 @@ struct Fault {
 ///   from 00:00.0, or the device on the first bus that it was, at address 0: such a one has no IOVA
 ///   and no access, and no device or that one;
 /// - SMMUv3 (arm/arm-smmu-v3/arm-smmu-v3.c), which tells an event in five records. It knows the
-///   device by its StreamID, whose low 16 bits are taken for the requester id;
+///   device by its StreamID, whose low 16 bits are taken for the requester id, until a sixth
+///   record, of newer kernels, names the device;
 /// - virtio-iommu (virtio-iommu.c), which knows the endpoint's number: on a PCI bus the requester
 ///   id;
 /// - RISC-V's (riscv/iommu.c), which knows the device by a number, on a PCI bus the requester id.
@@ -59,8 +64,9 @@ struct Fault {
 ///   was written by the driver's source, and never seen at work.
 class FaultParser {
 public:
-    /// Take the next record. A fault when this one completes it.
-    [[nodiscard]] std::optional<Fault> take(std::string_view record);
+    /// Take the next record: a fault that it completes is put behind the others; the last one is
+    /// corrected when the record says more of it. Returns whether the record belongs to a fault.
+    bool take(std::string_view record, std::deque<Fault>& faults);
 
 private:
     /// An event of SMMUv3, of which not all words have come.
@@ -69,7 +75,8 @@ private:
         std::vector<std::uint64_t> words;
         Fault fault;
     };
-    std::optional<Fault> take_smmu(std::string_view text, std::chrono::microseconds time);
+    bool take_smmu(std::string_view text, std::chrono::microseconds time,
+                   std::deque<Fault>& faults);
 
     std::optional<Event> event_;
 };
@@ -95,11 +102,19 @@ public:
     /// The next fault of a device that was not taken yet. Faults of other devices stay for their
     /// own wait() or drain(). ETIMEDOUT when none came in time.
     [[nodiscard]] Result<Fault> wait(const Bdf& bdf, std::chrono::milliseconds deadline);
+    /// The same of a device whose DMA can carry any of these ids (PciBus::requester_ids()).
+    [[nodiscard]] Result<Fault> wait(std::span<const Bdf> requesters,
+                                     std::chrono::milliseconds deadline);
     /// The next fault of any device.
     [[nodiscard]] Result<Fault> wait(std::chrono::milliseconds deadline);
 
     /// All faults that were logged and not taken yet, of all devices, without waiting.
     [[nodiscard]] Result<std::vector<Fault>> drain();
+
+    /// The last lines of the log that belong to no known fault, at most 16, oldest first: where a
+    /// fault was expected and none was found, they may have told it in words that no parser knows.
+    /// Those that were read since the last call; wait() and drain() read.
+    [[nodiscard]] std::vector<std::string> take_other_lines();
 
     /// How often the log was overwritten before it was read, so that faults may be missing.
     [[nodiscard]] std::uint64_t overruns() const noexcept { return overruns_; }
@@ -107,11 +122,13 @@ public:
 private:
     explicit FaultWatcher(int fd) noexcept : fd_(fd) {}
     Result<void> read_all();
-    Result<Fault> wait_for(const Bdf* bdf, std::chrono::milliseconds deadline);
+    template <class Match>
+    Result<Fault> wait_for(const Match& match, std::chrono::milliseconds deadline);
 
     int fd_ = -1;
     FaultParser parser_;
     std::deque<Fault> pending_;
+    std::deque<std::string> other_lines_;
     std::uint64_t overruns_ = 0;
 };
 

@@ -94,6 +94,12 @@ public:
     [[nodiscard]] Result<std::vector<PciDevice>> devices() const;
     /// One function. ENODEV when there is none.
     [[nodiscard]] Result<PciDevice> device(const Bdf& bdf) const;
+    /// The requester ids that a function's DMA can carry, as far as sysfs tells: its own first,
+    /// then those of conventional PCI bridges above it, which put their own in its place
+    /// (pci_for_each_dma_alias() of the kernel, but for devices' quirks). An IOMMU reports a fault
+    /// by one of these. Without root, the kinds of PCI Express bridges are not seen. ENODEV when
+    /// there is no such function.
+    [[nodiscard]] Result<std::vector<Bdf>> requester_ids(const Bdf& bdf) const;
     /// What hangs on a function: network interfaces, block devices with their mounts, holders and
     /// swap, other class devices. ENODEV when there is no such function.
     [[nodiscard]] Result<Usage> usage(const Bdf& bdf) const;

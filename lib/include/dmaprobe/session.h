@@ -111,15 +111,17 @@ public:
     /// Set DMA masks; DMAPROBE_SET_MASK.
     ///
     /// The masks belong to the device. When its last session closes, they go back to what the
-    /// device had when it was bound, or to 32 bits if that was more.
+    /// device had when it was bound, or to the module's unprivileged_mask_bits (32) if that was
+    /// more.
     ///
-    /// @param mask ones from bit 0 up, at least the page size - 1
-    /// EPERM without CAP_SYS_RAWIO when the mask has more than 32 bits. EBUSY while any session of
+    /// @param mask ones from bit 0 up, at least 32 pages - 1
+    /// EPERM without CAP_SYS_RAWIO when the mask has more than unprivileged_mask_bits, or fewer
+    /// than when it was bound and the IOMMU group has other functions. EBUSY while any session of
     /// the device holds a DMA address; EIO when the platform cannot serve the mask.
     Result<void> set_mask(std::uint64_t mask, Mask which = Mask::both) const;
 
-    /// Set DMA masks as wide as this session may: those asked for, or 32 bits of them when the rest
-    /// needs CAP_SYS_RAWIO.
+    /// Set DMA masks as wide as this session may: those asked for, or unprivileged_mask_bits of
+    /// them when the rest needs CAP_SYS_RAWIO.
     ///
     /// @return the mask that was set; errors as set_mask()
     Result<std::uint64_t> set_mask_up_to(std::uint64_t mask, Mask which = Mask::both) const;

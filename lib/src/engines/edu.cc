@@ -160,7 +160,6 @@ constinit const Entry edu{
             .name = "edu",
             .description = "QEMU's educational device",
             .emulated = true,
-            .sees_faults = false,
             .dma_mask = (1ULL << 28) - 1,
             .max_transfer = Size(4096),
             .alignment = 1,

@@ -14,8 +14,10 @@
 #include <cerrno>
 #include <cstring>
 #include <format>
+#include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include <endian.h>
 
@@ -39,6 +41,7 @@ constexpr std::uint64_t reg_csts = 0x1c;
 constexpr std::uint64_t reg_aqa = 0x24;
 constexpr std::uint64_t reg_asq = 0x28;
 constexpr std::uint64_t reg_acq = 0x30;
+constexpr std::uint64_t reg_crto = 0x68;
 constexpr std::uint64_t reg_doorbells = 0x1000;
 
 constexpr std::uint32_t cc_enable = 1 << 0;
@@ -68,9 +71,19 @@ constexpr std::uint32_t identify_active_namespaces = 2;
 constexpr std::uint32_t feature_number_of_queues = 7;
 constexpr Size identify_length(4096);
 
+// Of one command: their number less one has 16 bits.
+constexpr std::uint64_t most_blocks = 65536;
+
 // Status: type and code of it (Base Specification, "Status Field").
 constexpr unsigned status_data_transfer_error = 0x004;
 constexpr unsigned status_compare_failure = 0x285;
+
+// As long as Linux waits: nvme_io_timeout and nvme_admin_timeout, and for a shutdown
+// shutdown_timeout or what the controller says, up to a minute.
+constexpr std::chrono::seconds io_deadline(30);
+constexpr std::chrono::seconds admin_deadline(60);
+constexpr std::chrono::seconds shutdown_at_least(5);
+constexpr std::chrono::seconds shutdown_at_most(60);
 
 // Vector 0 is that of the queue for administration, which is looked at all the same.
 constexpr unsigned io_vector = 1;
@@ -159,7 +172,13 @@ public:
             return std::unexpected(cap.error());
         if (*cap == ~std::uint64_t{0})
             return std::unexpected(Error{EIO, "nvme", "the registers read as all ones"});
-        ready_within_ = milliseconds(500) * std::max<std::uint64_t>(*cap >> 24 & 0xff, 1);
+        ready_within_ = milliseconds(500) * ((*cap >> 24 & 0xff) + 1);
+        if ((*cap >> 59 & 1) != 0) { // it has a longer time in a register of its own
+            const auto crto = bar_.read32(reg_crto);
+            if (!crto)
+                return std::unexpected(crto.error());
+            ready_within_ = std::max(ready_within_, milliseconds(500) * (*crto & 0xffff));
+        }
         doorbell_stride_ = 4U << (*cap >> 32 & 0xf);
         const unsigned page_bits = 12 + static_cast<unsigned>(*cap >> 48 & 0xf);
         if ((*cap >> 37 & 1) == 0)
@@ -216,8 +235,8 @@ private:
 
     /// Wait until the bits of the status register that `mask` names are `want`.
     [[nodiscard]] Result<void> await_status(std::uint32_t mask, std::uint32_t want,
-                                            std::string_view what) const {
-        const auto end = Clock::now() + ready_within_;
+                                            std::string_view what, milliseconds patience) const {
+        const auto end = Clock::now() + patience;
         for (;;) {
             const bool late = Clock::now() >= end;
             if (auto there = check_present("nvme"); !there)
@@ -232,9 +251,9 @@ private:
             if ((want & csts_ready) != 0 && (*csts & csts_fatal) != 0)
                 return std::unexpected(Error{EIO, "nvme", "the controller reports a fatal status"});
             if (late)
-                return std::unexpected(Error{ETIMEDOUT, "nvme",
-                                             std::format("the controller did not {} in {} ms", what,
-                                                         ready_within_.count())});
+                return std::unexpected(Error{
+                    ETIMEDOUT, "nvme",
+                    std::format("the controller did not {} in {} ms", what, patience.count())});
             std::this_thread::sleep_for(milliseconds(1));
         }
     }
@@ -248,7 +267,7 @@ private:
         if ((*cc & cc_enable) != 0)
             if (auto done = bar_.write32(reg_cc, *cc & ~(cc_enable | cc_shutdown_mask)); !done)
                 return done;
-        return await_status(csts_ready, 0, "stop");
+        return await_status(csts_ready, 0, "stop", ready_within_);
     }
 
     /// As its own driver leaves it when the machine goes down: caches written, stopped.
@@ -262,16 +281,18 @@ private:
         if ((*cc & cc_enable) != 0 && (*csts & csts_ready) != 0) {
             if (auto done = bar_.write32(reg_cc, (*cc & ~cc_shutdown_mask) | cc_shutdown); !done)
                 return done;
-            best_effort(await_status(csts_shutdown_mask, csts_shutdown_done, "shut down"));
+            best_effort(await_status(csts_shutdown_mask, csts_shutdown_done, "shut down",
+                                     shutdown_within_));
         }
         return disable();
     }
 
+    /// Queues start at pages of the controller, which coherent memory does that is as long.
     Result<Queue> make_queue(std::uint16_t id, std::uint32_t depth) const {
-        auto sq = Alloc::coherent(session_, Size(depth * sizeof(Command)));
+        auto sq = Alloc::coherent(session_, std::max(page_, Size(depth * sizeof(Command))));
         if (!sq)
             return std::unexpected(std::move(sq.error()));
-        auto cq = Alloc::coherent(session_, Size(depth * sizeof(Answer)));
+        auto cq = Alloc::coherent(session_, std::max(page_, Size(depth * sizeof(Answer))));
         if (!cq)
             return std::unexpected(std::move(cq.error()));
         if (sq->bytes().empty() || cq->bytes().empty())
@@ -298,7 +319,7 @@ private:
                                                  cc_entry_sizes);
             !done)
             return done;
-        if (auto done = await_status(csts_ready, csts_ready, "become ready"); !done)
+        if (auto done = await_status(csts_ready, csts_ready, "become ready", ready_within_); !done)
             return done;
         broken_ = false;
         if (!interrupts_) // by pin, which nobody would serve
@@ -332,7 +353,44 @@ private:
         return identity_->bytes();
     }
 
-    /// What the controller and its first namespace can do.
+    struct Namespace {
+        std::uint32_t id = 0;
+        std::uint64_t blocks = 0;
+        unsigned block_bits = 0;
+    };
+
+    /// The first active namespace whose blocks are data and nothing else.
+    Result<Namespace> find_namespace(std::uint32_t version) {
+        std::vector<std::uint32_t> active = {1};
+        if (version >= version_1_1) {
+            const auto list = identify(identify_active_namespaces, 0);
+            if (!list)
+                return std::unexpected(list.error());
+            active.clear();
+            for (std::size_t at = 0; at < list->size() && load32(*list, at) != 0; at += 4)
+                active.push_back(load32(*list, at));
+        }
+        std::string unfit;
+        for (const std::uint32_t id : active) {
+            const auto data = identify(identify_namespace, id);
+            if (!data)
+                return std::unexpected(data.error());
+            const auto flbas = std::to_integer<unsigned>((*data)[26]);
+            const std::uint32_t format =
+                load32(*data, 128 + 4 * ((flbas & 0xf) | (flbas >> 1 & 0x30)));
+            const Namespace found{
+                .id = id, .blocks = load64(*data, 0), .block_bits = format >> 16 & 0xff};
+            const bool metadata = (format & 0xffff) != 0;
+            if (!metadata && found.blocks != 0 && found.block_bits >= 9 && found.block_bits <= 20)
+                return found;
+            unfit += std::format("; namespace {} has {} blocks of 2^{} bytes{}", id, found.blocks,
+                                 found.block_bits, metadata ? " and metadata" : "");
+        }
+        return std::unexpected(
+            Error{EOPNOTSUPP, "nvme", "it has no active namespace that will do" + unfit});
+    }
+
+    /// What the controller and a namespace can do.
     Result<void> learn() {
         EngineTraits known = traits();
         const auto version = bar_.read32(reg_vs);
@@ -349,37 +407,25 @@ private:
         const bool compares = (load16(*data, 520) & 1) != 0;
         const bool qemu = load16(*data, 0) == 0x1b36;
 
-        nsid_ = 1;
-        if (*version >= version_1_1) {
-            data = identify(identify_active_namespaces, 0);
-            if (!data)
-                return std::unexpected(std::move(data.error()));
-            nsid_ = load32(*data, 0);
-        }
-        if (nsid_ == 0)
-            return std::unexpected(Error{EOPNOTSUPP, "nvme", "it has no active namespace"});
-        data = identify(identify_namespace, nsid_);
-        if (!data)
-            return std::unexpected(std::move(data.error()));
-        const auto flbas = std::to_integer<unsigned>((*data)[26]);
-        const std::uint32_t format = load32(*data, 128 + 4 * ((flbas & 0xf) | (flbas >> 1 & 0x30)));
-        const std::uint64_t blocks = load64(*data, 0);
-        const unsigned block_bits = format >> 16 & 0xff;
-        if ((format & 0xffff) != 0)
-            return std::unexpected(Error{
-                EOPNOTSUPP, "nvme", std::format("namespace {} has metadata in its blocks", nsid_)});
-        if (block_bits < 9 || block_bits > 20 || blocks == 0)
-            return std::unexpected(Error{EOPNOTSUPP, "nvme",
-                                         std::format("namespace {} has {} blocks of 2^{} bytes",
-                                                     nsid_, blocks, block_bits)});
-        known.block = Size(std::uint64_t{1} << block_bits);
+        // RTD3 Entry Latency, in microseconds.
+        shutdown_within_ = std::clamp<milliseconds>(
+            std::chrono::duration_cast<milliseconds>(std::chrono::microseconds(load32(*data, 88))),
+            shutdown_at_least, shutdown_at_most);
+
+        const auto found = find_namespace(*version);
+        if (!found)
+            return std::unexpected(found.error());
+        const std::uint64_t blocks = found->blocks;
+        nsid_ = found->id;
+        known.block = Size(std::uint64_t{1} << found->block_bits);
+        known.max_transfer = std::min(known.max_transfer, known.block * most_blocks);
         known.segment_edge = page_;
         known.max_transfer =
             std::max(known.block, Size(known.max_transfer.value() & ~(known.block.value() - 1)));
         known.device_memory = known.block * blocks;
         known.intake = compares ? Intake::compares : Intake::none;
         known.emulated = qemu;
-        known.sees_faults = !qemu;
+        known.sees_read_faults = !qemu;
         if (allow_write_) {
             if (allow_write_->count == 0 || allow_write_->count > blocks ||
                 allow_write_->first > blocks - allow_write_->count)
@@ -448,7 +494,7 @@ private:
                 }
                 return std::unexpected(std::move(came.error()));
             }
-        const milliseconds patience = &queue == &*io_ ? deadline() : ready_within_;
+        const milliseconds patience = &queue == &*io_ ? deadline() : admin_deadline;
         const auto end = Clock::now() + patience;
         const volatile std::uint32_t* entry = nullptr;
         for (unsigned looked = 0;; looked++) {
@@ -570,6 +616,7 @@ private:
     std::optional<Interrupts> interrupts_;
     std::optional<BlockRange> allow_write_;
     milliseconds ready_within_{500};
+    milliseconds shutdown_within_ = shutdown_at_least;
     std::uint32_t doorbell_stride_ = 4;
     Size page_;
     std::uint32_t nsid_ = 0;
@@ -604,7 +651,7 @@ constinit const Entry nvme{
             .name = "nvme",
             .description = "an NVMe controller",
             .emulated = false,
-            .sees_faults = true,
+            .sees_read_faults = true,
             .dma_mask = ~0ULL,
             .max_transfer = Size(1 << 21),
             .alignment = 4,
@@ -613,6 +660,7 @@ constinit const Entry nvme{
             .device_memory = Size(),
             .identity = identify_length,
             .intake = Intake::compares,
+            .deadline = io_deadline,
         },
     .drives = [](const DeviceIds& ids) { return ids.class_code == 0x010802; },
     .create = create,

@@ -131,7 +131,7 @@ constinit const Entry testdev{
             .name = "testdev",
             .description = "QEMU's iommu-testdev",
             .emulated = true,
-            .sees_faults = true,
+            .sees_write_faults = true,
             .dma_mask = ~0ULL,
             .max_transfer = Size(1 << 20),
             .alignment = 1,
