@@ -9,11 +9,13 @@
 #   make docs            the documentation, in the lab's root
 #   make                 all that "make install" needs, for this machine
 #   make install         module for the running kernel, library, tool, man page
+#   make install-user    the same without the module: it needs no kernel headers
 #   make clean           remove what was built (not the lab's cache)
 #
 # Variables: BUILD (where to build), KDIR (kernel to build the module for),
 # V=1 (show commands), STATIC=1 (static programs), SAN=1 (ASan and UBSan),
 # CROSS_COMPILE=aarch64-linux-gnu- with ARCH=arm64 (for another CPU),
+# WERROR=1 (warnings are errors, as in the lab),
 # GCOV=1 (the module counts its lines, for a kernel with GCOV_KERNEL and KCOV),
 # DESTDIR, PREFIX (install).
 
@@ -28,16 +30,17 @@ ifdef CROSS_COMPILE
 CXX	:= $(CROSS_COMPILE)g++
 AR	:= $(CROSS_COMPILE)ar
 endif
-CPPFLAGS += -Ilib/include -Iuapi -MMD -MP -DDMAPROBE_VERSION_STRING='"$(VERSION)"'
+# What is given on the command line is added to, not put in place of, what is needed.
+override CPPFLAGS += -Ilib/include -Iuapi -MMD -MP -DDMAPROBE_VERSION_STRING='"$(VERSION)"'
 CXXFLAGS ?= -O2 -g
-CXXFLAGS += -std=c++23 -Wall -Wextra -Wconversion -Wshadow -Werror
+override CXXFLAGS += -std=c++23 -Wall -Wextra -Wconversion -Wshadow $(if $(WERROR),-Werror)
 ifeq ($(STATIC),1)
 # GoogleTest has a getaddrinfo() that nothing here calls, which the linker warns of.
-LDFLAGS	+= -static -Wl,--no-warnings
+override LDFLAGS += -static -Wl,--no-warnings
 endif
 ifeq ($(SAN),1)
-CXXFLAGS += -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
-LDFLAGS	+= -fsanitize=address,undefined
+override CXXFLAGS += -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+override LDFLAGS += -fsanitize=address,undefined
 endif
 Q	:= $(if $(V),,@)
 say	= $(if $(V),,@echo "  $(1)	$(2)")
@@ -83,8 +86,9 @@ modules:
 		M=$(abspath $(BUILD))/modules/$(KREL)/kmod modules
 	@ln -sf kmod/dmaprobe.ko $(BUILD)/modules/$(KREL)/dmaprobe.ko
 
-.PHONY: install
-install: all
+.PHONY: install install-user install-module
+install: install-user install-module
+install-user: user-install
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/pkgconfig \
 		$(DESTDIR)$(PREFIX)/include/dmaprobe $(DESTDIR)$(PREFIX)/include/linux \
 		$(DESTDIR)$(PREFIX)/share/man/man1
@@ -98,11 +102,12 @@ install: all
 	sed -e 's,@PREFIX@,$(PREFIX),' -e 's,@VERSION@,$(VERSION),' lib/dmaprobe.pc.in \
 		> $(DESTDIR)$(PREFIX)/lib/pkgconfig/dmaprobe.pc
 	install -m 644 tools/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1/
+	$(if $(DESTDIR),,ldconfig)
+install-module: modules
 	$(eval KREL := $(shell MAKEFLAGS= $(MAKE) -s --no-print-directory -C $(KDIR) kernelrelease))
 	install -D -m 644 $(BUILD)/modules/$(KREL)/dmaprobe.ko \
 		$(DESTDIR)/lib/modules/$(KREL)/updates/dmaprobe.ko
 	$(if $(DESTDIR),,depmod $(KREL))
-	$(if $(DESTDIR),,ldconfig)
 
 .PHONY: demo check check-all lint docs
 demo:

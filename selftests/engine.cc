@@ -680,6 +680,14 @@ TEST_F(Engine, CommandRegisterFollowsTheAccess) {
     auto again = dp::DeviceAccess::open(*keeper);
     ASSERT_WORKS(again);
     EXPECT_TRUE(enabled());
+    const dp::DeviceAccess moved(std::move(*again));
+    EXPECT_WORKS(moved.read_config16(PCI_COMMAND));
+    EXPECT_FAILS(again->read_config16(PCI_COMMAND), EBADF);
+    EXPECT_FAILS(again->bar(0), EBADF);
+    EXPECT_FAILS(again->reset(), EBADF);
+    EXPECT_FAILS(again->check_present("gone"), EBADF);
+    EXPECT_EQ(again->bdf(), dp::Bdf{});
+    EXPECT_EQ(again->why(), "");
 }
 
 TEST_F(Engine, Reset) {

@@ -188,7 +188,7 @@ TEST_F(Tool, NotBound) {
         for (const char* verb : {"info", "demo", "unbind"})
             fails({verb, other}, exit_failed, {other, "bound"});
     }
-    ASSERT_OK(unbind_driver(bdf));
+    ASSERT_EQ(dmaprobe({"unbind", bdf}).code, exit_ok);
     for (const char* verb : {"info", "demo", "unbind"})
         fails({verb, bdf}, exit_failed, {bdf, "bound"});
     // Without a name there is nothing to choose.
@@ -207,6 +207,9 @@ TEST_F(Tool, ModuleNotLoaded) {
         fails({verb, bdf}, exit_failed, {"module", "not loaded"});
         fails({verb}, exit_failed, {"module", "not loaded"});
     }
+    // The device is reserved for it still.
+    EXPECT_EQ(works({"unbind", bdf, "--json"}).value("bdf", ""), bdf);
+    EXPECT_NE(read_text(pci_path(bdf) + "/driver_override"), driver_name);
     fails({"unbind", bdf}, exit_failed, {bdf});
     const json list = works({"list", "--json"});
     EXPECT_EQ(list.value("module_loaded", true), false);
@@ -482,6 +485,36 @@ TEST_F(Tool, BenchUsage) {
     fails({"bench", "dispatch", no_such_device}, exit_failed, {no_such_device});
 }
 
+// Those of the device and those of all, as they come; nobody needs the device for it.
+TEST_F(Tool, Faults) {
+    fails({"faults", "--count", "many"}, exit_usage, {"--count"});
+    fails({"faults", no_such_device}, exit_failed, {no_such_device});
+    const Outcome none = dmaprobe({"faults", "--seconds", "0"});
+    EXPECT_EQ(none.code, exit_ok) << none.err;
+    EXPECT_EQ(none.out, "");
+    if (const std::string why = demo_lacks(); !why.empty())
+        GTEST_SKIP() << why;
+    if (const std::string why = no_faults(); !why.empty())
+        GTEST_SKIP() << why;
+    const Faults limit(Faults::all);
+    const Outcome o = run({"sh", "-c",
+                           "dmaprobe faults --count 1 --seconds 60 --json " + bdf +
+                               " & sleep 1; dmaprobe demo " + bdf + " >/dev/null; wait $!"},
+                          std::chrono::seconds(100));
+    EXPECT_EQ(o.code, exit_ok) << o.err;
+    const json fault = json::parse(o.out, nullptr, false);
+    ASSERT_FALSE(fault.is_discarded()) << o.out;
+    EXPECT_FALSE(fault.value("raw", "").empty()) << o.out;
+    EXPECT_EQ(std::ranges::count(o.out, '\n'), 1);
+}
+
+// What cannot be written was not told.
+TEST_F(Tool, FullDisk) {
+    const Outcome o = run({"sh", "-c", "dmaprobe list >/dev/full"});
+    EXPECT_EQ(o.code, exit_failed);
+    EXPECT_THAT(o.err, HasSubstr("could not be written"));
+}
+
 TEST_F(Tool, CheckUsage) {
     fails({"check", bdf, "--fancy"}, exit_usage, {"--fancy"});
     fails({"check", "0000:00:1e.7"}, exit_failed, {"0000:00:1e.7"});
@@ -564,6 +597,17 @@ TEST_F(Tool, BindAndUnbind) {
     EXPECT_EQ(driver_of(bdf), "");
     EXPECT_EQ(works({"bind", bdf, "--json"}).value("bdf", ""), bdf);
     EXPECT_EQ(driver_of(bdf), driver_name);
+}
+
+// Unbound by hand, or by the module's end, it is still reserved for dmaprobe.
+TEST_F(Tool, UnbindAfterTheDriverWentAway) {
+    ASSERT_EQ(dmaprobe({"bind", bdf}).code, exit_ok);
+    ASSERT_EQ(unbind_driver(bdf), 0);
+    EXPECT_EQ(read_text(pci_path(bdf) + "/driver_override"), driver_name);
+    EXPECT_EQ(works({"unbind", bdf, "--json"}).value("bdf", ""), bdf);
+    EXPECT_NE(read_text(pci_path(bdf) + "/driver_override"), driver_name);
+    fails({"unbind", bdf}, exit_failed, {"not bound"});
+    EXPECT_EQ(dmaprobe({"bind", bdf}).code, exit_ok);
 }
 
 // The group's domain is of the type that was asked for, as long as the device is bound.

@@ -321,11 +321,39 @@ TEST_P(PlainBatch, CannotNameItsOwn) {
     EXPECT_EQ(batch->code(0), ECANCELED);
 }
 
+// A list that was moved from does no harm, and makes no calls.
+TEST_P(PlainBatch, MovedFrom) {
+    ASSERT_NO_FATAL_FAILURE(make({}));
+    if (IsSkipped())
+        return;
+    dp::Batch moved(std::move(*batch));
+    moved.nop();
+    EXPECT_FAILS(moved.execute(), EOPNOTSUPP);
+    batch->clear();
+    EXPECT_EQ(batch->size(), 0u);
+    EXPECT_FAILS(batch->execute(), EBADF);
+    batch->clear();
+    const auto buffer = batch->buffer_alloc(dp::BufferKind::contiguous, Size(8));
+    batch->map(buffer, MapKind::page, Size(), Size(8), Direction::to_device);
+    EXPECT_EQ(batch->size(), 2u);
+    EXPECT_FAILS(batch->execute(), EBADF);
+    EXPECT_EQ(batch->code(0), ECANCELED);
+    EXPECT_FAILS(batch->id(buffer), ECANCELED);
+
+    dp::Run run(*session);
+    const dp::Run other(std::move(run));
+    EXPECT_FAILS(run.execute(), EBADF); // NOLINT(bugprone-use-after-move): this is what is tested
+    run.iova_alloc(Size(8), dp::Ref<dp::Buffer>(1), Size());
+    EXPECT_FAILS(run.execute(), EBADF);
+}
+
 TEST_P(PlainBatch, BelongsToItsThread) {
     ASSERT_NO_FATAL_FAILURE(make({}));
     if (IsSkipped())
         return;
     batch->nop();
+    EXPECT_FAILS(batch->execute(), EOPNOTSUPP);
+    EXPECT_EQ(batch->code(0), EOPNOTSUPP);
     std::thread([&] {
         EXPECT_FAILS(batch->execute(), EEXIST);
         EXPECT_EQ(batch->code(0), ECANCELED);

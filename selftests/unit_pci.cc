@@ -288,6 +288,30 @@ TEST_F(Pci, UsageOfNothing) {
     EXPECT_FAILS(PciBus(paths).usage({0, 9, 0, 0}), ENODEV);
 }
 
+// What mounts and holders do not show: members of a btrfs, programs, virtual functions.
+TEST_F(Pci, UsageThatMountsDoNotShow) {
+    add("0000:03:00.0", {.driver = "nvme", .group = "1"});
+    const std::string dir = "/devices/pci0000:00/0000:03:00.0";
+    for (const char* name : {"nvme0n1", "nvme0n2", "nvme0n3"}) {
+        link(dir + "/nvme/nvme0/" + name + "/subsystem", "../../../../../../../class/block");
+        file(std::string("/class/block/") + name + "/dev", "259:0\n");
+    }
+    fs::create_directories(paths.sysfs + "/fs/btrfs/6b6d-01/devices/nvme0n1");
+    file(dir + "/sriov_numvfs", "3\n");
+    proc("/self/mountinfo", "");
+    proc("/77/comm", "qemu-system-x86\n");
+    fs::create_directories(paths.procfs + "/77/fd");
+    for (const char* fd : {"4", "5"})
+        fs::create_symlink("/dev/nvme0n2", paths.procfs + "/77/fd/" + fd);
+    paths.dev = paths.sysfs + "/nodes";
+    const auto usage = PciBus(paths).usage({0, 3, 0, 0});
+    ASSERT_WORKS(usage);
+    EXPECT_EQ(usage->losses, (std::vector<std::string>{"3 virtual functions (SR-IOV)",
+                                                       "nvme0n1 part of a mounted btrfs",
+                                                       "nvme0n2 open in qemu-system-x86 (77)"}));
+    EXPECT_EQ(usage->offers, std::vector<std::string>{"disk nvme0n3"});
+}
+
 // --- what bind() refuses, and that it then leaves everything as it was --------
 
 class PciBind : public Pci {
@@ -412,6 +436,41 @@ TEST_F(PciBind, AlreadyBound) {
     ASSERT_WORKS(done);
     EXPECT_TRUE(done->already_bound);
     EXPECT_EQ(sysfs("/bus/pci/drivers_probe"), "");
+}
+
+// Unbound by hand, or by the end of the module: what was remembered still counts.
+class PciTaken : public PciBind {
+protected:
+    void SetUp() override {
+        PciBind::SetUp();
+        file("/bus/pci/drivers/dmaprobe/unbind", "");
+        file("/bus/pci/drivers/nvme/bind", "");
+        add("0000:01:00.0", {.group = "1"});
+        file("/devices/pci0000:00/0000:01:00.0/driver_override", "dmaprobe\n");
+        fs::create_directories(paths.state_dir);
+        std::ofstream(paths.state_dir + "/0000:01:00.0")
+            << "driver=nvme\ndriver_override=\ndomain=identity\n";
+    }
+
+    void expect_given_back() const {
+        EXPECT_EQ(sysfs("/bus/pci/drivers/nvme/bind"), "0000:01:00.0");
+        EXPECT_TRUE(sysfs("/bus/pci/devices/0000:01:00.0/driver_override").starts_with('\n'));
+        EXPECT_EQ(sysfs("/kernel/iommu_groups/1/type"), "identity");
+        EXPECT_FALSE(exists(paths.state_dir + "/0000:01:00.0"));
+    }
+};
+
+TEST_F(PciTaken, Unbind) {
+    const auto done = PciBus(paths).unbind({0, 1, 0, 0});
+    ASSERT_WORKS(done);
+    EXPECT_EQ(done->refused_by, "nvme") << "the kernel of this tree never binds anything";
+    expect_given_back();
+    EXPECT_EQ(sysfs("/bus/pci/drivers/dmaprobe/unbind"), "");
+}
+
+TEST_F(PciTaken, BindThatFails) {
+    EXPECT_FAILS(PciBus(paths).bind({0, 1, 0, 0}, false), EIO);
+    expect_given_back();
 }
 
 TEST_F(PciBind, UnbindOfWhatIsNotBound) {

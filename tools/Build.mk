@@ -6,6 +6,7 @@ TOOL_SRCS := \
 	tools/bind.cc \
 	tools/check.cc \
 	tools/demo.cc \
+	tools/faults.cc \
 	tools/info.cc \
 	tools/list.cc \
 	tools/main.cc \

@@ -46,15 +46,29 @@ std::optional<std::string> load_module() {
                        kernel_release());
 }
 
-Failure bind_failure(const Error& error, const Bdf& bdf) {
+/// Whether --force would take it: a driver has the device, or another function of its group.
+bool force_helps(const PciBus& bus, const Bdf& bdf) {
+    const auto device = bus.device(bdf);
+    const auto is_other = [](const std::string& driver) {
+        return !driver.empty() && driver != "dmaprobe";
+    };
+    return device && device->driver != "dmaprobe" &&
+           (is_other(device->driver) ||
+            std::ranges::any_of(device->group_members, [&](const auto& member) {
+                return !member.bridge && is_other(member.driver);
+            }));
+}
+
+Failure bind_failure(const PciBus& bus, const Error& error, const Bdf& bdf, bool forced) {
     Failure told = failure(error);
     switch (error.code) {
     case EOPNOTSUPP:
         told.exit = exit_code::skipped;
         break;
     case EBUSY:
-        told.message +=
-            std::format("; to take it all the same: dmaprobe bind --force {}", bdf.to_string());
+        if (!forced && force_helps(bus, bdf))
+            told.message +=
+                std::format("; to take it all the same: dmaprobe bind --force {}", bdf.to_string());
         break;
     case ENODEV:
         told.message += " (dmaprobe list shows them)";
@@ -92,7 +106,7 @@ int run_bind(const Args& args) {
         done = bus.bind(*bdf, args.force, domain);
     }
     if (!done)
-        return fail(args, bind_failure(done.error(), *bdf));
+        return fail(args, bind_failure(bus, done.error(), *bdf, args.force));
 
     if (args.json) {
         print_json({{"bdf", bdf->to_string()},

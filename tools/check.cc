@@ -319,6 +319,17 @@ std::string junit(const Json& document) {
                        totals["not ok"].get<int>(), totals["skip"].get<int>(), cases);
 }
 
+/// The functions of the device's group that drivers use for something else, as text.
+std::string shared_with(const dmaprobe::Bdf& bdf) {
+    std::string others;
+    if (const auto device = PciBus().device(bdf))
+        for (const auto& member : device->group_members)
+            if (!member.bridge && !member.driver.empty() && member.driver != "dmaprobe")
+                others += std::format("{}{} ({})", others.empty() ? "" : ", ",
+                                      member.bdf.to_string(), member.driver);
+    return others;
+}
+
 /// Make an empty file where the result is to go: better now than after minutes.
 std::expected<void, Failure> try_file(const std::string& path) {
     if (std::ofstream file(path); file)
@@ -374,6 +385,14 @@ int run_check(const Args& args) {
     // What a session says when it cannot be opened is better told once, and here.
     if (const auto session = Session::open(*bdf); !session)
         return fail(args, failure(session.error()));
+    if (const auto why = shared_with(*bdf); !why.empty() && !args.force)
+        return fail(args,
+                    {exit_code::skipped,
+                     std::format("{} shares its IOMMU group with {}, which its DMA could reach "
+                                 "if a check finds the IOMMU broken; to check all the same: "
+                                 "dmaprobe check --force {}",
+                                 bdf->to_string(), why, bdf->to_string()),
+                     EBUSY});
     const auto turn = Turn::take(*bdf);
     if (!turn)
         return fail(args, turn.error());

@@ -477,11 +477,11 @@ Result<void> Demo::provoke(FaultAccess access, Iova asked) {
     const auto& able = engine_->traits();
     const auto done = reads ? engine_->copy_to_device(asked, small_dma())
                             : engine_->copy_from_device(asked, small_dma());
-    if (done || (reads && done.error().code == EILSEQ))
-        return {};
-    if (done.error().code != EIO || !(reads ? able.sees_read_faults : able.sees_write_faults))
+    const bool stopped = !done && done.error().code == EIO &&
+                         (reads ? able.sees_read_faults : able.sees_write_faults);
+    if (!done && !stopped && !(reads && done.error().code == EILSEQ))
         return done;
-    // A device that answers nothing any more would fail so as well.
+    // Whatever the fault did to the device ends here; one that answers nothing any more fails.
     return engine_->reset();
 }
 

@@ -41,7 +41,9 @@ constexpr std::array verbs{
     Verb{"demo", "map, link, DMA, unlink, destroy and fault, step by step", Verb::Bdf::optional,
          false, run_demo},
     Verb{"check", "check whether the platform keeps the rules of the DMA API", Verb::Bdf::optional,
-         false, run_check},
+         true, run_check},
+    Verb{"faults", "follow the faults that the IOMMU reports", Verb::Bdf::optional, false,
+         run_faults},
     Verb{"bench", "measure what calls cost", Verb::Bdf::none, false, nullptr, bench_topics},
 };
 
@@ -101,6 +103,10 @@ int run(int argc, char** argv) {
             sub->add_option("--domain", args.domain,
                             "the type of its IOMMU group's domain, until unbind: strict, lazy or "
                             "identity");
+        if (verb.run == run_faults) {
+            sub->add_option("--count", args.count, "end after so many");
+            sub->add_option("--seconds", args.seconds, "end after so long");
+        }
         if (verb.run == run_check) {
             sub->add_option("--only", args.only,
                             "run the checks of these names only; * and ? stand for other letters")
@@ -164,7 +170,12 @@ int run(int argc, char** argv) {
     return (run != nullptr ? run : chosen->run)(args);
 }
 
+} // namespace
+
+/// Whether failures are documents too; for where the arguments are not at hand.
 volatile std::sig_atomic_t json_wanted = 0;
+
+namespace {
 
 /// The kernel takes the registers from below a program whose device goes (sysfs' `resourceN`).
 void on_sigbus(int) {
@@ -196,12 +207,18 @@ void end_on_sigbus(int argc, char** argv) {
 
 int main(int argc, char** argv) {
     tool::end_on_sigbus(argc, argv);
+    int code = 0;
     try {
-        return tool::run(argc, argv);
+        code = tool::run(argc, argv);
     } catch (const std::exception& error) {
-        std::fputs("dmaprobe: ", stderr);
-        std::fputs(error.what(), stderr);
-        std::fputs("\n", stderr);
+        tool::Args args;
+        args.json = tool::json_wanted != 0;
+        code = tool::fail(args, {tool::exit_code::failed, error.what(), 0});
+    }
+    // What was not written, on a full disk for one, was not told.
+    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+        std::fputs("dmaprobe: the output could not be written\n", stderr);
         return tool::exit_code::failed;
     }
+    return code;
 }

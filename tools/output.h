@@ -3,6 +3,7 @@
 #pragma once
 
 #include <expected>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -40,6 +41,9 @@ struct Args {
     bool icount = false;
     unsigned rounds = 4096;
     unsigned repeat = 7;
+    // faults
+    std::optional<unsigned> count;
+    std::optional<unsigned> seconds;
     // check
     bool list = false;
     std::vector<std::string> only;
@@ -72,6 +76,7 @@ int run_unbind(const Args& args);
 int run_info(const Args& args);
 int run_demo(const Args& args);
 int run_check(const Args& args);
+int run_faults(const Args& args);
 int run_bench_dispatch(const Args& args);
 
 /// Why a verb cannot go on: one line, and the exit code.

@@ -38,8 +38,10 @@ Result<Batch> Batch::create(const Session& session, const BatchOptions& options)
 }
 
 Result<void> Batch::execute() {
-    if (auto good = ready(); !good)
+    if (auto good = ready(); !good) {
+        cancel();
         return good;
+    }
     const std::span<CallOp> ops = state_->ops;
     const bool linked = order_ == Order::linked;
     const bool unchanged =

@@ -36,6 +36,8 @@ std::size_t CallList::size() const noexcept {
 }
 
 void CallList::clear() noexcept {
+    if (!state_)
+        return;
     state_->ops.clear();
     state_->notes.clear();
     state_->wrong.reset();
@@ -44,14 +46,25 @@ void CallList::clear() noexcept {
     ++state_->generation;
 }
 
+void CallList::cancel() noexcept {
+    if (state_)
+        for (CallOp& op : state_->ops)
+            op.result = -ECANCELED;
+}
+
 void CallList::refuse(int code, std::string_view op, std::string_view why) {
+    if (!state_)
+        return;
     if (!state_->wrong)
         state_->wrong = Error{code, op, std::format("call {}: {}", size(), why)};
 }
 
 void* CallList::place(unsigned long request, std::string_view op, std::size_t size) {
+    // A list that was moved from: without a session, so ready() refuses.
+    if (!state_)
+        state_ = std::make_unique<State>();
     State& state = *state_;
-    if (state.ops.size() >= state.most)
+    if (state.channel && state.ops.size() >= state.most)
         refuse(EINVAL, op, std::format("there is room for {} calls", state.most));
 
     constexpr std::size_t align = alignof(std::uint64_t);
@@ -72,6 +85,8 @@ void* CallList::place(unsigned long request, std::string_view op, std::size_t si
 }
 
 std::uint32_t CallList::resolve(std::uint32_t id, const void* origin, std::string_view op) {
+    if (!state_)
+        return id;
     if (origin == state_.get()) {
         if (state_->references == References::no)
             refuse(EINVAL, op, "a batch cannot name what it makes itself: Run can");
@@ -92,11 +107,11 @@ Ref<Object> CallList::made(const std::uint32_t& id, const std::uint64_t* addr) {
 }
 
 Result<void> CallList::ready() const {
-    if (!state_)
+    if (!state_ || !state_->channel)
         return std::unexpected(Error{EBADF, "execute", "the list was moved away"});
     if (state_->wrong)
         return std::unexpected(*state_->wrong);
-    if (!state_->channel || state_->channel->fd() < 0)
+    if (state_->channel->fd() < 0)
         return std::unexpected(Error{EBADF, "execute", "the session is closed"});
     return {};
 }

@@ -405,21 +405,27 @@ Result<void> DeviceAccess::close() {
     return done;
 }
 
+/// Of what was moved from, that of nothing.
+const DeviceAccess::State& DeviceAccess::state() const noexcept {
+    static const State none;
+    return state_ ? *state_ : none;
+}
+
 const Bdf& DeviceAccess::bdf() const noexcept {
-    return state_->bdf;
+    return state().bdf;
 }
 Route DeviceAccess::route() const noexcept {
-    return state_->route;
+    return state().route;
 }
 const std::string& DeviceAccess::why() const noexcept {
-    return state_->why;
+    return state().why;
 }
 const DeviceIds& DeviceAccess::ids() const noexcept {
-    return state_->ids;
+    return state().ids;
 }
 
 Result<void> DeviceAccess::enable(bool on) const {
-    if (!state_->open)
+    if (!state_ || !state_->open)
         return std::unexpected(Error{EBADF, "enable", "the device is closed"});
     if (state_->route == Route::sysfs)
         return state_->session_enable(on);
@@ -433,13 +439,13 @@ Result<void> DeviceAccess::enable(bool on) const {
 }
 
 Result<void> DeviceAccess::check_present(std::string_view op) const {
-    if (!state_->open)
+    if (!state_ || !state_->open)
         return std::unexpected(Error{EBADF, op, "the device is closed"});
     return state_->session_present(op);
 }
 
 Result<void> DeviceAccess::reset() const {
-    if (!state_->open)
+    if (!state_ || !state_->open)
         return std::unexpected(Error{EBADF, "reset", "the device is closed"});
     if (state_->route == Route::vfio) {
         if (::ioctl(state_->device.get(), VFIO_DEVICE_RESET) < 0) {
@@ -458,7 +464,7 @@ Result<void> DeviceAccess::reset() const {
 
 Result<Interrupts> DeviceAccess::interrupts(unsigned vectors) const {
     constexpr std::string_view op = "interrupts";
-    if (!state_->open)
+    if (!state_ || !state_->open)
         return std::unexpected(Error{EBADF, op, "the device is closed"});
     if (vectors == 0)
         return std::unexpected(Error{EINVAL, op, "at least one vector"});
@@ -507,7 +513,7 @@ Result<Interrupts> DeviceAccess::interrupts(unsigned vectors) const {
 // ---- config space ----
 
 Result<void> DeviceAccess::read_config(std::uint64_t offset, std::span<std::byte> out) const {
-    if (!state_->open)
+    if (!state_ || !state_->open)
         return std::unexpected(Error{EBADF, "read_config", "the device is closed"});
     if (out.size() > state_->config_size || offset > state_->config_size - out.size())
         return std::unexpected(Error{ERANGE, "read_config", "the range leaves config space"});
@@ -521,7 +527,7 @@ Result<void> DeviceAccess::read_config(std::uint64_t offset, std::span<std::byte
 }
 
 Result<void> DeviceAccess::write_config(std::uint64_t offset, std::span<const std::byte> in) const {
-    if (!state_->open)
+    if (!state_ || !state_->open)
         return std::unexpected(Error{EBADF, "write_config", "the device is closed"});
     if (in.size() > state_->config_size || offset > state_->config_size - in.size())
         return std::unexpected(Error{ERANGE, "write_config", "the range leaves config space"});
@@ -622,7 +628,7 @@ Result<Bar> DeviceAccess::State::sysfs_bar(unsigned index) const {
 }
 
 Result<Bar> DeviceAccess::bar(unsigned index) const {
-    if (!state_->open)
+    if (!state_ || !state_->open)
         return std::unexpected(Error{EBADF, "bar", "the device is closed"});
     if (index > 5)
         return std::unexpected(Error{EINVAL, "bar", "BARs are numbered from 0 to 5"});

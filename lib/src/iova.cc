@@ -35,6 +35,8 @@ Result<IovaSpace> IovaSpace::make(const Session& session, Size length, const Buf
                                   Size buffer_offset, std::uint32_t flags) {
     if (first != nullptr && first->id() == 0)
         return std::unexpected(Error{EBADF, "iova_alloc", "the buffer is closed"});
+    if (first != nullptr && first->channel() != session.channel())
+        return std::unexpected(Error{ENOENT, "iova_alloc", "the buffer is another session's"});
     dmaprobe_iova_alloc arg{};
     arg.flags = flags;
     arg.buffer_id = first != nullptr ? first->id() : 0;

@@ -7,11 +7,13 @@
 #include <cerrno>
 #include <filesystem>
 #include <format>
+#include <map>
 #include <set>
 #include <string_view>
 #include <system_error>
 #include <utility>
 
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
@@ -278,12 +280,50 @@ std::vector<std::string> read_swaps(const std::string& procfs) {
     return swaps;
 }
 
+/// Which processes have which device nodes open: "qemu-system-x86 (123)".
+std::multimap<std::string, std::string> read_open_nodes(const SystemPaths& paths) {
+    std::multimap<std::string, std::string> open;
+    for (const auto& pid : file::names(paths.procfs)) {
+        if (pid.find_first_not_of("0123456789") != std::string::npos)
+            continue;
+        const std::string dir = paths.procfs + "/" + pid;
+        std::set<std::string> nodes;
+        for (const auto& fd : file::names(dir + "/fd")) {
+            std::error_code error;
+            const auto target = std::filesystem::read_symlink(dir + "/fd/" + fd, error).string();
+            if (!error && target.starts_with("/dev/") && nodes.insert(target).second)
+                open.emplace(
+                    target.substr(5),
+                    std::format("{} ({})", file::read_line(dir + "/comm").value_or("?"), pid));
+        }
+    }
+    return open;
+}
+
+/// Block devices that belong to a mounted btrfs; mounts name one of them only.
+std::set<std::string> read_btrfs_members(const SystemPaths& paths) {
+    std::set<std::string> members;
+    const std::string dir = paths.sysfs + "/fs/btrfs";
+    for (const auto& uuid : file::names(dir))
+        for (const auto& name : file::names(std::format("{}/{}/devices", dir, uuid)))
+            members.insert(name);
+    return members;
+}
+
+/// Whether the kernel keeps a block device for something that no other file tells of: a ZFS pool
+/// for one.
+bool is_kept(const std::string& node) {
+    const file::Fd fd(::open(node.c_str(), O_RDONLY | O_EXCL | O_NONBLOCK | O_CLOEXEC));
+    return !fd && errno == EBUSY;
+}
+
 /// Collects what a device's driver offers and what is in use of it.
 class UsageFinder {
 public:
     UsageFinder(const SystemPaths& paths, Usage& usage)
         : paths_(paths), usage_(usage), mounts_(read_mounts(paths.procfs)),
-          swaps_(read_swaps(paths.procfs)) {}
+          swaps_(read_swaps(paths.procfs)), open_nodes_(read_open_nodes(paths)),
+          btrfs_members_(read_btrfs_members(paths)) {}
 
     /// Look at every class device below the function's directory.
     void walk(const std::string& dir) {
@@ -359,6 +399,10 @@ private:
         }
         if (std::ranges::find(swaps_, name) != swaps_.end())
             uses.emplace_back("used for swap");
+        if (uses.empty() && btrfs_members_.contains(name))
+            uses.emplace_back("part of a mounted btrfs");
+        for (auto [at, end] = open_nodes_.equal_range(name); at != end; ++at)
+            uses.push_back("open in " + at->second);
         for (const auto& holder : file::names(dir + "/holders")) {
             std::string text = "part of " + holder;
             if (depth < 4) {
@@ -367,6 +411,8 @@ private:
             }
             uses.push_back(text);
         }
+        if (uses.empty() && is_kept(paths_.dev + "/" + name))
+            uses.emplace_back("kept by the kernel (part of a ZFS pool?)");
         return uses;
     }
 
@@ -374,6 +420,8 @@ private:
     Usage& usage_;
     std::vector<Mount> mounts_;
     std::vector<std::string> swaps_;
+    std::multimap<std::string, std::string> open_nodes_;
+    std::set<std::string> btrfs_members_;
     std::set<std::string> seen_;
 };
 
@@ -386,6 +434,8 @@ Result<Usage> PciBus::usage(const Bdf& bdf) const {
     Usage usage;
     usage.driver = file::link_name(dir + "/driver");
     UsageFinder(paths_, usage).walk(dir);
+    if (const auto functions = file::read_number(dir + "/sriov_numvfs").value_or(0))
+        usage.losses.push_back(std::format("{} virtual functions (SR-IOV)", functions));
     std::ranges::sort(usage.offers);
     std::ranges::sort(usage.losses);
     return usage;
@@ -584,8 +634,18 @@ Result<BindReport> PciBus::bind(const Bdf& bdf, bool force,
     if (!module_loaded())
         return std::unexpected(Error{ENOENT, "bind", "the dmaprobe module is not loaded"});
 
-    const Remembered before{found->driver, found->driver_override,
-                            type.empty() ? "" : found->group_type};
+    Remembered before{found->driver, found->driver_override, type.empty() ? "" : found->group_type};
+    // It was taken from us by hand, or the module was removed: what bind() found first still holds.
+    if (found->driver.empty() && found->driver_override == our_driver) {
+        if (const auto first = recall(paths_, bdf)) {
+            before.driver = first->driver;
+            before.driver_override = first->driver_override;
+            if (!first->domain.empty())
+                before.domain = first->domain;
+        } else {
+            before.driver_override.clear();
+        }
+    }
     if (auto done = remember(paths_, bdf, before); !done)
         return failed("bind", done.error(), "remember the previous driver");
     if (auto done = set_override(dir, our_driver); !done) {
@@ -600,10 +660,10 @@ Result<BindReport> PciBus::bind(const Bdf& bdf, bool force,
             give_to(paths_, bdf, before.driver);
         forget(paths_, bdf);
     };
-    if (!before.driver.empty()) {
-        if (auto done = file::write(driver_dir(paths_, before.driver) + "/unbind", name); !done) {
+    if (!found->driver.empty()) {
+        if (auto done = file::write(driver_dir(paths_, found->driver) + "/unbind", name); !done) {
             undo();
-            return failed("bind", done.error(), "unbind " + before.driver);
+            return failed("bind", done.error(), "unbind " + found->driver);
         }
     }
     if (!type.empty()) {
@@ -630,14 +690,17 @@ Result<UnbindReport> PciBus::unbind(const Bdf& bdf) const {
     if (!file::exists(dir))
         return no_device("unbind", bdf);
     const std::string driver = file::link_name(dir + "/driver");
-    if (driver != our_driver)
+    // Unbound by hand, or by the module's end: what bind() changed is still to be put back.
+    const bool left = driver.empty() && read_override(dir) == our_driver;
+    if (driver != our_driver && !left)
         return std::unexpected(
             Error{ENXIO, "unbind",
                   std::format("{} is not bound to dmaprobe ({})", name,
                               driver.empty() ? "it has no driver" : "its driver is " + driver)});
 
-    if (auto done = file::write(driver_dir(paths_, our_driver) + "/unbind", name); !done)
-        return failed("unbind", done.error(), "unbind dmaprobe");
+    if (!left)
+        if (auto done = file::write(driver_dir(paths_, our_driver) + "/unbind", name); !done)
+            return failed("unbind", done.error(), "unbind dmaprobe");
 
     // Bound by hand, nothing is remembered: the kernel then chooses the driver.
     const auto before = recall(paths_, bdf);

@@ -95,7 +95,9 @@ Result<void> Ring::submit(unsigned count, std::span<CallOp> ops, std::string_vie
     }
     if (broken == 0)
         return {};
-    // What was not submitted must not go with the next.
+    // What was not submitted has no result, and must not go with the next.
+    for (CallOp& call : ops.subspan(submitted))
+        call.result = -ECANCELED;
     ring_.sq.sqe_tail -= count - submitted;
     ready_ = 0;
     return std::unexpected(Error{broken, op, explain(broken)});

@@ -16,8 +16,10 @@ Run::Run(const Session& session) : CallList(session, References::yes, max_calls)
 
 Result<void> Run::execute(OnError on_error) {
     done_ = 0;
-    if (auto good = ready(); !good)
+    if (auto good = ready(); !good) {
+        cancel();
         return good;
+    }
     auto& ops = state_->ops;
     if (ops.empty())
         return {};
@@ -26,9 +28,7 @@ Result<void> Run::execute(OnError on_error) {
     arg.nr_ops = static_cast<std::uint32_t>(ops.size());
     arg.ops = reinterpret_cast<std::uintptr_t>(ops.data());
     if (auto good = state_->channel->call(DMAPROBE_RUN, "run", arg); !good) {
-        // What the list holds are results of another time.
-        for (CallOp& op : ops)
-            op.result = -ECANCELED;
+        cancel();
         return good;
     }
     done_ = arg.done;

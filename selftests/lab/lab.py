@@ -192,6 +192,23 @@ def devices(text: str) -> tuple[str, ...]:
     return names
 
 
+def program(text: str) -> Path:
+    """The value of --file."""
+    if not os.access(text, os.R_OK | os.X_OK) or os.path.isdir(text):
+        raise argparse.ArgumentTypeError(f"{text} is no program that can be run")
+    return Path(text)
+
+
+def with_values(arguments: list[str]) -> list[str]:
+    """Words that start with a dash may be values of these options: `--qemu-arg -device`."""
+    joined: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        value = next(words, None) if word in ("--qemu-arg", "--append") else None
+        joined.append(word if value is None else f"{word}={value}")
+    return joined
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     machine = argparse.ArgumentParser(add_help=False)
@@ -223,7 +240,7 @@ def parser() -> argparse.ArgumentParser:
     machine.add_argument("--out", type=Path, metavar="DIR",
                          help="where the files in the guest's /out go")
 
-    machine.add_argument("--file", type=Path, action="append", default=[], metavar="FILE",
+    machine.add_argument("--file", type=program, action="append", default=[], metavar="FILE",
                          help="take a program or script along: /bin/NAME in the guest; "
                               "statically linked, since the guest has no libraries")
     machine.add_argument("--coverage", type=Path, metavar="FILE",
@@ -239,8 +256,8 @@ def parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("run", parents=[machine], help="run a command in a guest",
                             usage="lab run [OPTION]... -- COMMAND...", epilog=EPILOG,
                             formatter_class=argparse.RawDescriptionHelpFormatter)
-    verb.add_argument("--deadline", type=float, default=120, metavar="SECONDS",
-                      help="end the run after this long (default: 120)")
+    verb.add_argument("--deadline", type=float, default=600, metavar="SECONDS",
+                      help="end the run after this long (default: 600)")
     verb.add_argument("--boot-deadline", type=float, metavar="SECONDS",
                       help="boot once more when the guest's init has not begun after this long "
                            f"(default: {BOOT_DEADLINE}; {BOOT_DEADLINE_SLOW} with --icount or the "
@@ -267,7 +284,7 @@ def main(arguments: list[str]) -> int:
         command = arguments[arguments.index("--") + 1:]
         arguments = arguments[:arguments.index("--")]
     top = parser()
-    options, rest = top.parse_known_args(arguments)
+    options, rest = top.parse_known_args(with_values(arguments))
     if options.verb in ("check", "matrix", "lint"):
         program = {"check": "check.py", "matrix": "matrix.py", "lint": "lint.sh"}[options.verb]
         os.execv(CHECKOUT / "selftests" / program, [program, *rest])
@@ -276,7 +293,10 @@ def main(arguments: list[str]) -> int:
     if options.verb in ("run", "in") and not command:
         top.error(f"lab {options.verb} wants a command: lab {options.verb} -- COMMAND...")
     if options.verb == "in":
-        os.execvp(command[0], command)
+        try:
+            os.execvp(command[0], command)
+        except OSError as error:
+            raise LabError(f"{command[0]}: {error.strerror}") from error
     if options.verb == "coverage":
         print(coverage.report(coverage.merged(options.files)))
         return 0

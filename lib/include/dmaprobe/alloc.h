@@ -79,26 +79,26 @@ public:
     /// No thread may use bytes() meanwhile. EBUSY while it is exported as a dma-buf or mmapped
     /// elsewhere: it then stays as it was, bytes() included. After ENODEV and EBADF (device or
     /// session gone) the object is closed all the same. A second free is no error.
-    Result<void> free();
+    [[nodiscard]] Result<void> free();
 
     /// Make a range visible to the CPU; dma_sync_single_range_for_cpu(), and for noncontiguous
     /// memory dma_sync_sgtable_for_cpu(), which takes the whole only.
     /// EINVAL: the range leaves the allocation, or is not all of noncontiguous memory. EOPNOTSUPP:
     /// coherent memory.
-    Result<void> sync_for_cpu(Size offset, Size length) const;
+    [[nodiscard]] Result<void> sync_for_cpu(Size offset, Size length) const;
     /// The same for all of it.
-    Result<void> sync_for_cpu() const { return sync_for_cpu(Size(), length_); }
+    [[nodiscard]] Result<void> sync_for_cpu() const { return sync_for_cpu(Size(), length_); }
     /// Make a range visible to the device; as sync_for_cpu().
-    Result<void> sync_for_device(Size offset, Size length) const;
+    [[nodiscard]] Result<void> sync_for_device(Size offset, Size length) const;
     /// The same for all of it.
-    Result<void> sync_for_device() const { return sync_for_device(Size(), length_); }
+    [[nodiscard]] Result<void> sync_for_device() const { return sync_for_device(Size(), length_); }
 
     /// Copy bytes out by the kernel's own mapping of it (for noncontiguous memory,
     /// dma_vmap_noncontiguous()); DMAPROBE_COPY.
     /// EINVAL: no bytes, or the range leaves the allocation. EOPNOTSUPP: Attr::no_kernel_mapping.
-    Result<void> read(Size offset, std::span<std::byte> to) const;
+    [[nodiscard]] Result<void> read(Size offset, std::span<std::byte> to) const;
     /// Copy bytes in; errors as read().
-    Result<void> write(Size offset, std::span<const std::byte> from) const;
+    [[nodiscard]] Result<void> write(Size offset, std::span<const std::byte> from) const;
 
     /// What the device is given: one segment; DMAPROBE_GET_SEGMENTS.
     [[nodiscard]] Result<std::vector<Segment>> segments() const;
@@ -134,7 +134,7 @@ public:
 
 private:
     Alloc() noexcept = default;
-    Result<void> map_memory();
+    [[nodiscard]] Result<void> map_memory();
     void unmap_memory() noexcept;
     void end() noexcept;
 

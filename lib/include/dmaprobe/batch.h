@@ -52,7 +52,7 @@ public:
     ///
     /// @return the error of the first call that failed, or of the batch itself (EEXIST: another
     ///         thread's batch, or an error of adding); result() tells about each call
-    Result<void> execute();
+    [[nodiscard]] Result<void> execute();
 
     /// How many calls are under way at most: the depth asked for.
     [[nodiscard]] unsigned depth() const noexcept { return depth_; }

@@ -98,7 +98,7 @@ public:
     /// No thread may use bytes() meanwhile. EBUSY while it is mapped, linked or mmapped elsewhere:
     /// it then stays as it was, bytes() included. After ENODEV and EBADF (device or session gone)
     /// the object is closed all the same. A second close is no error.
-    Result<void> close();
+    [[nodiscard]] Result<void> close();
 
     /// The id, as extents of translate() name it; 0 when closed.
     [[nodiscard]] std::uint32_t id() const noexcept { return id_; }
@@ -118,17 +118,17 @@ public:
     /// Copy bytes out of the buffer, by the kernel's own address of it; DMAPROBE_COPY.
     /// @param offset where in the buffer they start
     /// EINVAL: no bytes, or the range leaves the buffer. EOPNOTSUPP: pinned memory.
-    Result<void> read(Size offset, std::span<std::byte> to) const;
+    [[nodiscard]] Result<void> read(Size offset, std::span<std::byte> to) const;
     /// Copy bytes into the buffer; errors as read().
-    Result<void> write(Size offset, std::span<const std::byte> from) const;
+    [[nodiscard]] Result<void> write(Size offset, std::span<const std::byte> from) const;
 
     /// The open file, for what uses the buffer. Not part of the API.
     [[nodiscard]] const std::shared_ptr<Channel>& channel() const noexcept { return channel_; }
 
 private:
     Buffer() noexcept = default;
-    static Result<Buffer> pin(const Session& session, std::span<const std::byte> memory,
-                              std::uint32_t flags);
+    [[nodiscard]] static Result<Buffer> pin(const Session& session,
+                                            std::span<const std::byte> memory, std::uint32_t flags);
     void release() noexcept;
     void unmap_memory() noexcept;
     void end() noexcept;

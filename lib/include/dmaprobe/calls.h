@@ -69,7 +69,8 @@ public:
     [[nodiscard]] std::size_t size() const noexcept;
     /// Whether there are none.
     [[nodiscard]] bool empty() const noexcept { return size() == 0; }
-    /// Forget all calls, and what was wrong with them; the memory is kept. What was given out for
+    /// Forget all calls, and what was wrong with them; the memory is kept. (A list that was moved
+    /// from takes calls, and refuses to make them: EBADF.) What was given out for
     /// the calls before (Refs, structs, numbers) must not be used any more.
     void clear() noexcept;
 
@@ -199,6 +200,8 @@ protected:
 
     /// What keeps the calls from being made, if anything does.
     [[nodiscard]] Result<void> ready() const;
+    /// Give no call a result: those that the list holds are of another time.
+    void cancel() noexcept;
     /// All is well, or the error of the first call that was not.
     [[nodiscard]] Result<void> outcome(std::size_t made) const;
 

@@ -58,9 +58,9 @@ public:
     /// Read 8 bytes; errors as read32().
     [[nodiscard]] Result<std::uint64_t> read64(std::uint64_t offset) const;
     /// Write; errors as read32().
-    Result<void> write32(std::uint64_t offset, std::uint32_t value) const;
+    [[nodiscard]] Result<void> write32(std::uint64_t offset, std::uint32_t value) const;
     /// Write 8 bytes; errors as read32().
-    Result<void> write64(std::uint64_t offset, std::uint64_t value) const;
+    [[nodiscard]] Result<void> write64(std::uint64_t offset, std::uint64_t value) const;
 
 private:
     friend class DeviceAccess;
@@ -142,7 +142,7 @@ public:
     ~DeviceAccess();
 
     /// Switch bus mastering off and close the device. A second close is no error.
-    Result<void> close();
+    [[nodiscard]] Result<void> close();
 
     /// The device.
     [[nodiscard]] const Bdf& bdf() const noexcept;
@@ -166,19 +166,20 @@ public:
     [[nodiscard]] Result<Interrupts> interrupts(unsigned vectors) const;
 
     /// Read config space. ERANGE when it ends before the range does.
-    Result<void> read_config(std::uint64_t offset, std::span<std::byte> out) const;
+    [[nodiscard]] Result<void> read_config(std::uint64_t offset, std::span<std::byte> out) const;
     /// Write config space. VFIO filters writes; see drivers/vfio/pci/vfio_pci_config.c.
-    Result<void> write_config(std::uint64_t offset, std::span<const std::byte> in) const;
+    [[nodiscard]] Result<void> write_config(std::uint64_t offset,
+                                            std::span<const std::byte> in) const;
     /// Read 16 bits of config space.
     [[nodiscard]] Result<std::uint16_t> read_config16(std::uint64_t offset) const;
     /// Write 16 bits of config space.
-    Result<void> write_config16(std::uint64_t offset, std::uint16_t value) const;
+    [[nodiscard]] Result<void> write_config16(std::uint64_t offset, std::uint16_t value) const;
     /// Read 32 bits of config space.
     [[nodiscard]] Result<std::uint32_t> read_config32(std::uint64_t offset) const;
 
     /// Switch memory decoding and bus mastering on or off: by VFIO in the command register, by
     /// sysfs through Session::enable().
-    Result<void> enable(bool on) const;
+    [[nodiscard]] Result<void> enable(bool on) const;
 
     /// Whether the device is still there: ENODEV when it was unplugged or unbound. Its registers
     /// may then read as all ones, or accesses to a Bar give SIGBUS; by VFIO, the kernel waits with
@@ -187,13 +188,14 @@ public:
 
     /// Reset the function (VFIO_DEVICE_RESET, or sysfs' reset) and enable it again. EOPNOTSUPP when
     /// it has no reset of its own.
-    Result<void> reset() const;
+    [[nodiscard]] Result<void> reset() const;
 
 private:
     struct State;
     explicit DeviceAccess(std::unique_ptr<State> state) noexcept;
+    [[nodiscard]] const State& state() const noexcept;
 
-    std::unique_ptr<State> state_;
+    std::unique_ptr<State> state_; // null when it was moved from
 };
 
 } // namespace dmaprobe

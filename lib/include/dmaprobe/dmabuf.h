@@ -35,9 +35,9 @@ public:
     /// DMA_BUF_SYNC_START.
     /// @param access what the program will do: to_device writes, from_device reads
     /// ENOTTY: no dma-buf. Otherwise as the exporter answers.
-    Result<void> begin_cpu_access(Direction access) const;
+    [[nodiscard]] Result<void> begin_cpu_access(Direction access) const;
     /// When it has done so; DMA_BUF_SYNC_END. Errors as begin_cpu_access().
-    Result<void> end_cpu_access(Direction access) const;
+    [[nodiscard]] Result<void> end_cpu_access(Direction access) const;
 
 private:
     int fd_ = -1;

@@ -129,21 +129,23 @@ public:
     /// EINVAL: length, alignment or device_offset are not possible. ERANGE: addresses beyond the
     /// mask. EOPNOTSUPP: Intake::none. EILSEQ: Intake::compares, and there is a difference.
     /// ETIMEDOUT, EIO: the device failed. ENODEV: it is gone.
-    Result<void> copy_to_device(Iova src, Size length, Size device_offset = Size());
+    [[nodiscard]] Result<void> copy_to_device(Iova src, Size length, Size device_offset = Size());
     /// The same in one transfer from several segments, of which none is empty.
-    Result<void> copy_to_device(std::span<const Segment> src, Size device_offset = Size());
+    [[nodiscard]] Result<void> copy_to_device(std::span<const Segment> src,
+                                              Size device_offset = Size());
     /// The device writes its own memory to memory; as copy_to_device().
-    Result<void> copy_from_device(Iova dst, Size length, Size device_offset = Size());
+    [[nodiscard]] Result<void> copy_from_device(Iova dst, Size length, Size device_offset = Size());
     /// The same in one transfer to several segments.
-    Result<void> copy_from_device(std::span<const Segment> dst, Size device_offset = Size());
+    [[nodiscard]] Result<void> copy_from_device(std::span<const Segment> dst,
+                                                Size device_offset = Size());
     /// The device writes a description of itself to memory, of EngineTraits::identity bytes: that
     /// of NVMe is the one of Identify Controller. EOPNOTSUPP: it cannot; others as
     /// copy_to_device().
-    Result<void> identify(std::span<const Segment> dst);
+    [[nodiscard]] Result<void> identify(std::span<const Segment> dst);
     /// Copy memory to memory through the device's own, in as many transfers as that takes. Any
     /// length that fits the alignment; errors as copy_to_device(), and EOPNOTSUPP when the device
     /// does not store what it reads. Both ranges are checked before anything is started.
-    Result<void> copy(Iova dst, Iova src, Size length);
+    [[nodiscard]] Result<void> copy(Iova dst, Iova src, Size length);
 
     /// How long one transfer may take; EngineTraits::deadline from the start.
     [[nodiscard]] std::chrono::milliseconds deadline() const noexcept { return deadline_; }
@@ -151,7 +153,7 @@ public:
     void set_deadline(std::chrono::milliseconds deadline) noexcept { deadline_ = deadline; }
 
     /// Bring the device back to rest: when this succeeds, no transfer is under way. ETIMEDOUT, EIO.
-    Result<void> reset();
+    [[nodiscard]] Result<void> reset();
 
     /// What the last call answered, when that was an error.
     [[nodiscard]] const std::optional<Error>& last_error() const noexcept { return last_error_; }
@@ -176,13 +178,15 @@ protected:
     void set_traits(const EngineTraits& traits) noexcept { traits_ = traits; }
 
     /// One transfer, whose arguments have been checked against the traits.
-    virtual Result<void> do_to_device(std::span<const Segment> src, Size device_offset) = 0;
+    [[nodiscard]] virtual Result<void> do_to_device(std::span<const Segment> src,
+                                                    Size device_offset) = 0;
     /// One transfer, whose arguments have been checked against the traits.
-    virtual Result<void> do_from_device(std::span<const Segment> dst, Size device_offset) = 0;
+    [[nodiscard]] virtual Result<void> do_from_device(std::span<const Segment> dst,
+                                                      Size device_offset) = 0;
     /// Write the description; not asked for unless EngineTraits::identity says that there is one.
-    virtual Result<void> do_identify(std::span<const Segment> dst);
+    [[nodiscard]] virtual Result<void> do_identify(std::span<const Segment> dst);
     /// Bring the device to rest.
-    virtual Result<void> do_reset() = 0;
+    [[nodiscard]] virtual Result<void> do_reset() = 0;
 
 private:
     [[nodiscard]] Result<void> check(std::string_view op, Iova iova, Size length) const;
@@ -191,9 +195,9 @@ private:
     [[nodiscard]] Result<void> check_transfer(std::string_view op,
                                               std::span<const Segment> segments,
                                               Size device_offset) const;
-    Result<void> to_device(std::span<const Segment> src, Size device_offset);
-    Result<void> from_device(std::span<const Segment> dst, Size device_offset);
-    Result<void> note(Result<void> result);
+    [[nodiscard]] Result<void> to_device(std::span<const Segment> src, Size device_offset);
+    [[nodiscard]] Result<void> from_device(std::span<const Segment> dst, Size device_offset);
+    [[nodiscard]] Result<void> note(Result<void> result);
 
     EngineTraits traits_;
     const DeviceAccess* device_;

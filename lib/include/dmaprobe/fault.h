@@ -121,9 +121,9 @@ public:
 
 private:
     explicit FaultWatcher(int fd) noexcept : fd_(fd) {}
-    Result<void> read_all();
+    [[nodiscard]] Result<void> read_all();
     template <class Match>
-    Result<Fault> wait_for(const Match& match, std::chrono::milliseconds deadline);
+    [[nodiscard]] Result<Fault> wait_for(const Match& match, std::chrono::milliseconds deadline);
 
     int fd_ = -1;
     FaultParser parser_;

@@ -79,32 +79,34 @@ public:
     /// @param length bytes, from 1 to 1 GiB; the range must be physically contiguous
     /// @param attrs weak_ordering, skip_cpu_sync, no_warn, privileged, require_coherent
     /// EACCES: the buffer is read-only, and the device could write.
-    Result<void> link(const Buffer& buffer, Size buffer_offset, Size offset, Size length,
-                      Direction direction, Attr attrs = Attr::none);
+    [[nodiscard]] Result<void> link(const Buffer& buffer, Size buffer_offset, Size offset,
+                                    Size length, Direction direction, Attr attrs = Attr::none);
     /// Link a range of a memory BAR of the device; dma_iova_link() with Attr::mmio, which is added
     /// to `attrs` here, and which unlink() and destroy() have to be given too.
     /// @param bar number of the BAR, 0 to 5
     /// @param bar_offset start of the range in the BAR
     /// ENXIO: no such memory BAR. EOPNOTSUPP: before Linux 6.18. Otherwise as link().
-    Result<void> link_bar(unsigned bar, Size bar_offset, Size offset, Size length,
-                          Direction direction, Attr attrs = Attr::none);
+    [[nodiscard]] Result<void> link_bar(unsigned bar, Size bar_offset, Size offset, Size length,
+                                        Direction direction, Attr attrs = Attr::none);
 
     /// Make linked ranges known to the IOMMU, at most 1 GiB at a time; dma_iova_sync(). ENXIO when
     /// part is not linked.
-    Result<void> sync(Size offset, Size length) const;
+    [[nodiscard]] Result<void> sync(Size offset, Size length) const;
 
     /// Unlink whole links, at most 1 GiB at a time; dma_iova_unlink().
     /// @param direction the one they were linked with
     /// @param attrs those they were linked with
-    Result<void> unlink(Size offset, Size length, Direction direction, Attr attrs = Attr::none);
+    [[nodiscard]] Result<void> unlink(Size offset, Size length, Direction direction,
+                                      Attr attrs = Attr::none);
 
     /// Free the space; dma_iova_free(). EBUSY while something is linked. Ends the object, also
     /// after ENODEV and EBADF (device or session gone). Once ended, it is no error to ask again.
-    Result<void> free();
+    [[nodiscard]] Result<void> free();
 
     /// Unlink all and free the space; dma_iova_destroy(). What is linked must be exactly the bytes
     /// from 0 to `mapped_len`, at most 1 GiB. Ends the object as free() does.
-    Result<void> destroy(Size mapped_len, Direction direction, Attr attrs = Attr::none);
+    [[nodiscard]] Result<void> destroy(Size mapped_len, Direction direction,
+                                       Attr attrs = Attr::none);
 
     /// What the kernel and the module know about it; DMAPROBE_GET_IOVA_STATE.
     [[nodiscard]] Result<IovaState> state() const;
@@ -131,9 +133,11 @@ private:
     };
 
     IovaSpace() noexcept = default;
-    static Result<IovaSpace> make(const Session& session, Size length, const Buffer* first,
-                                  Size buffer_offset, std::uint32_t flags);
-    Result<void> link(std::uint32_t buffer_id, unsigned bar, Size start, const Link& where);
+    [[nodiscard]] static Result<IovaSpace> make(const Session& session, Size length,
+                                                const Buffer* first, Size buffer_offset,
+                                                std::uint32_t flags);
+    [[nodiscard]] Result<void> link(std::uint32_t buffer_id, unsigned bar, Size start,
+                                    const Link& where);
     void release() noexcept;
     void end() noexcept;
 

@@ -106,11 +106,11 @@ public:
 
     /// Unmap with the attributes it was mapped with; DMAPROBE_UNMAP. After ENODEV and EBADF (device
     /// or session gone) the object is closed all the same. A second unmap is no error.
-    Result<void> unmap() { return unmap(attrs_); }
+    [[nodiscard]] Result<void> unmap() { return unmap(attrs_); }
     /// The same with other attributes.
     /// @param attrs those it was mapped with, of which skip_cpu_sync may differ; none for a dma-buf
     /// EINVAL: other ones; it stays mapped.
-    Result<void> unmap(Attr attrs);
+    [[nodiscard]] Result<void> unmap(Attr attrs);
 
     /// Make a range visible to the CPU; dma_sync_single_range_for_cpu(), and for a list
     /// dma_sync_sg_for_cpu() or dma_sync_sgtable_for_cpu(), which take the whole only.
@@ -118,13 +118,13 @@ public:
     /// @param length bytes, at least 1
     /// EINVAL: the range leaves the mapping, or is not all of a list. EOPNOTSUPP: a BAR or a
     /// dma-buf.
-    Result<void> sync_for_cpu(Size offset, Size length) const;
+    [[nodiscard]] Result<void> sync_for_cpu(Size offset, Size length) const;
     /// The same for the whole mapping.
-    Result<void> sync_for_cpu() const { return sync_for_cpu(Size(), length_); }
+    [[nodiscard]] Result<void> sync_for_cpu() const { return sync_for_cpu(Size(), length_); }
     /// Make a range visible to the device; the counterparts of what sync_for_cpu() calls.
-    Result<void> sync_for_device(Size offset, Size length) const;
+    [[nodiscard]] Result<void> sync_for_device(Size offset, Size length) const;
     /// The same for the whole mapping.
-    Result<void> sync_for_device() const { return sync_for_device(Size(), length_); }
+    [[nodiscard]] Result<void> sync_for_device() const { return sync_for_device(Size(), length_); }
 
     /// What the device is given, in order; DMAPROBE_GET_SEGMENTS.
     [[nodiscard]] Result<std::vector<Segment>> segments() const;

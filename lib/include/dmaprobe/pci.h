@@ -16,7 +16,8 @@ namespace dmaprobe {
 /// Where to find the kernel's files; tests point it to a tree of their own.
 struct SystemPaths {
     std::string sysfs = "/sys";              ///< sysfs
-    std::string procfs = "/proc";            ///< procfs: self/mountinfo and swaps are read
+    std::string procfs = "/proc";            ///< procfs: mounts, swaps, open files of processes
+    std::string dev = "/dev";                ///< device nodes
     std::string state_dir = "/run/dmaprobe"; ///< where bind() remembers the previous driver
 };
 
@@ -100,8 +101,9 @@ public:
     /// by one of these. Without root, the kinds of PCI Express bridges are not seen. ENODEV when
     /// there is no such function.
     [[nodiscard]] Result<std::vector<Bdf>> requester_ids(const Bdf& bdf) const;
-    /// What hangs on a function: network interfaces, block devices with their mounts, holders and
-    /// swap, other class devices. ENODEV when there is no such function.
+    /// What hangs on a function: network interfaces, block devices with their mounts, holders, swap
+    /// and the processes that have them open, virtual functions, other class devices. As far as the
+    /// caller may see it: root sees all. ENODEV when there is no such function.
     [[nodiscard]] Result<Usage> usage(const Bdf& bdf) const;
 
     /// Whether the dmaprobe driver is there: the module is loaded.
@@ -125,8 +127,9 @@ public:
                                           std::optional<DefaultDomain> domain = std::nullopt) const;
 
     /// Give a function back to the driver that bind() took it from, and its group's domain the type
-    /// it had. Open sessions answer ENODEV
-    /// from then on; an open VFIO device is waited for.
+    /// it had. Open sessions answer ENODEV from then on; an open VFIO device is waited for. Also
+    /// when it is reserved for dmaprobe still, and has no driver any more: it was unbound by hand,
+    /// or the module was removed.
     ///
     /// ENODEV: no such function. ENXIO: it is not bound to dmaprobe. EACCES: not root.
     [[nodiscard]] Result<UnbindReport> unbind(const Bdf& bdf) const;

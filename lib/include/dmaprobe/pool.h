@@ -28,12 +28,12 @@ public:
 
     /// Give it back to its pool; DMAPROBE_DESTROY, dma_pool_free(). After ENODEV and EBADF (device
     /// or session gone) the object is closed all the same. A second free is no error.
-    Result<void> free();
+    [[nodiscard]] Result<void> free();
 
     /// Copy bytes out of the block; DMAPROBE_COPY. EINVAL: no bytes, or the range leaves the block.
-    Result<void> read(Size offset, std::span<std::byte> to) const;
+    [[nodiscard]] Result<void> read(Size offset, std::span<std::byte> to) const;
     /// Copy bytes into the block; errors as read().
-    Result<void> write(Size offset, std::span<const std::byte> from) const;
+    [[nodiscard]] Result<void> write(Size offset, std::span<const std::byte> from) const;
 
     /// The id; 0 when given back.
     [[nodiscard]] std::uint32_t id() const noexcept { return id_; }
@@ -85,7 +85,7 @@ public:
     /// Destroy the pool; DMAPROBE_DESTROY, dma_pool_destroy(). EBUSY while it has blocks. After
     /// ENODEV and EBADF (device or session gone) the object is closed all the same. A second time
     /// is no error.
-    Result<void> destroy();
+    [[nodiscard]] Result<void> destroy();
 
     /// The id; 0 when destroyed.
     [[nodiscard]] std::uint32_t id() const noexcept { return id_; }

@@ -44,7 +44,7 @@ public:
     ///
     /// @return the error of the first call that failed, or of the run itself (EINVAL: more than
     ///         max_calls, or an error of adding); result() tells about each call
-    Result<void> execute(OnError on_error = OnError::stop);
+    [[nodiscard]] Result<void> execute(OnError on_error = OnError::stop);
 
     /// How many calls were made the last time, the one that failed included.
     [[nodiscard]] std::size_t done() const noexcept { return done_; }

@@ -85,7 +85,7 @@ public:
 
     /// Close the file now: the kernel tears down what the session holds. A second close is no
     /// error.
-    Result<void> close();
+    [[nodiscard]] Result<void> close();
 
     /// The device.
     [[nodiscard]] const Bdf& bdf() const noexcept;
@@ -118,26 +118,27 @@ public:
     /// EPERM without CAP_SYS_RAWIO when the mask has more than unprivileged_mask_bits, or fewer
     /// than when it was bound and the IOMMU group has other functions. EBUSY while any session of
     /// the device holds a DMA address; EIO when the platform cannot serve the mask.
-    Result<void> set_mask(std::uint64_t mask, Mask which = Mask::both) const;
+    [[nodiscard]] Result<void> set_mask(std::uint64_t mask, Mask which = Mask::both) const;
 
     /// Set DMA masks as wide as this session may: those asked for, or unprivileged_mask_bits of
     /// them when the rest needs CAP_SYS_RAWIO.
     ///
     /// @return the mask that was set; errors as set_mask()
-    Result<std::uint64_t> set_mask_up_to(std::uint64_t mask, Mask which = Mask::both) const;
+    [[nodiscard]] Result<std::uint64_t> set_mask_up_to(std::uint64_t mask,
+                                                       Mask which = Mask::both) const;
 
     /// Set what the device can take in a scatter-gather list; DMAPROBE_SET_SEGMENTS. Like the
     /// masks, this belongs to the device and is put back when its last session closes.
     ///
     /// EINVAL: nothing to set, or a value out of its range. EPERM without CAP_SYS_RAWIO. EBUSY
     /// while any session of the device holds a DMA address.
-    Result<void> set_segments(const SegmentLimits& limits) const;
+    [[nodiscard]] Result<void> set_segments(const SegmentLimits& limits) const;
 
     /// What the session holds at this moment; DMAPROBE_GET_STATS.
     [[nodiscard]] Result<Stats> stats() const;
 
     /// Do nothing; DMAPROBE_NOP. What a call costs without the DMA API in it.
-    Result<void> nop() const;
+    [[nodiscard]] Result<void> nop() const;
 
     /// Do nothing in a loop inside the module; DMAPROBE_BENCH. How long all rounds took together.
     /// @param rounds 1 to 10 million
@@ -153,7 +154,7 @@ public:
     /// DeviceAccess does this itself where it is needed. EPERM when another user had the device
     /// enabled last, it cannot be reset, and the caller lacks CAP_SYS_RAWIO. EBUSY while VFIO has
     /// open a function that it resets together with this one, or another VFIO driver has it.
-    Result<void> enable(bool on) const;
+    [[nodiscard]] Result<void> enable(bool on) const;
 
     /// Make any call of the ABI: the one place where commands leave for the module.
     ///
@@ -161,12 +162,12 @@ public:
     /// @param op name for errors, with static storage
     /// @param arg the command's struct, `size` member and all
     /// The error carries the module's errno; EBADF after close().
-    Result<void> call(unsigned long request, std::string_view op, void* arg) const;
+    [[nodiscard]] Result<void> call(unsigned long request, std::string_view op, void* arg) const;
 
     /// The same with a struct of the ABI, whose `size` is filled in.
     template <class Arg>
         requires std::is_class_v<Arg>
-    Result<void> call(unsigned long request, std::string_view op, Arg& arg) const {
+    [[nodiscard]] Result<void> call(unsigned long request, std::string_view op, Arg& arg) const {
         arg.size = sizeof(Arg);
         return call(request, op, static_cast<void*>(&arg));
     }
