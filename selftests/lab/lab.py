@@ -292,6 +292,10 @@ def main(arguments: list[str]) -> int:
         top.error(f"unknown argument: {rest[0]}")
     if options.verb in ("run", "in") and not command:
         top.error(f"lab {options.verb} wants a command: lab {options.verb} -- COMMAND...")
+    if options.verb in ("run", "shell") and options.iommu == "none" and not options.no_bind \
+            and options.kernel != "vfio":
+        top.error("--iommu none wants --kernel vfio: the VFIO of other kernels takes no device "
+                  "without an IOMMU")
     if options.verb == "in":
         try:
             os.execvp(command[0], command)
