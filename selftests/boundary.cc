@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// The boundary: ids that nobody was told, files in any order, mmap() of anything, values
+// The boundary: ids that nobody was given, files in any order, mmap() of anything, values
 // that cannot be. The other boundary_*.cc are about page tables, time, charges, and the
 // device itself.
 

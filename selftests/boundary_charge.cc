@@ -104,7 +104,7 @@ TEST_F(BoundaryCharge, MmappedMemoryStays) {
     }
 }
 
-// By mmapping and destroying, nobody holds more than his limit.
+// By mmapping and destroying, nobody holds more than their limit.
 TEST_F(BoundaryCharge, NoMoreThanTheLimitByMmap) {
     const LockedMemory limit(8 * mib);
     const OpenNode node(bdf);

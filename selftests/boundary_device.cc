@@ -303,7 +303,7 @@ TEST_F(BoundarySlot, VfioOfOneUnderASessionOfTheOther) {
     }
 }
 
-// Whoever comes first has it, whichever function he asks for.
+// Whoever comes first has it, whichever function they ask for.
 TEST_F(BoundarySlot, RaceForTheSlot) {
     const auto end = steady_clock::now() + milliseconds(1500);
     std::atomic<int> by_vfio = 0;
@@ -450,7 +450,7 @@ TEST_F(BoundaryStale, TransferOfAKilledProcess) {
     RecordProperty("same_address", same);
 }
 
-// The next user may map before he enables; the last one's transfer may still be in the
+// The next user may map before enabling; the last one's transfer may still be in the
 // device then, which has no bus mastering.
 TEST_F(BoundaryStale, MappedBeforeEnabled) {
     static constexpr char theirs[] = "written by a user who is gone";

@@ -378,7 +378,7 @@ TEST_F(BoundaryTry, WithoutSpace) {
 
 // --- searches ----------------------------------------------------------------------
 
-// An unprivileged user fragments the space of addresses as much as he may. The kernel's
+// An unprivileged user fragments the space of addresses as much as they may. The kernel's
 // search through it takes a lock that the whole machine can wait for.
 TEST(BoundarySearch, OfAFragmentedSpace) {
     const std::string bdf = env("DMAPROBE_BDF");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // The boundary: objects that others see too early or too late. dma-bufs that end in parts,
-// ids that nobody was told, fences that nobody signals.
+// ids that nobody was given, fences that nobody signals.
 
 #include "boundary.h"
 

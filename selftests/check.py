@@ -32,12 +32,12 @@ LAB = [str(CHECKOUT / "selftests/lab/lab.py")]
 SCHEMAS = CHECKOUT / "tools/schema"
 SANITIZED = "build/san"
 COVERAGE = CHECKOUT / "build/coverage"
-# How many of the module's lines have to run in all suites that tell it, in percent.
+# How many of the module's lines have to run in all suites that measure it, in percent.
 LEAST_COVERAGE = 90
 
 # The ways by which the selftests make their calls ($DMAPROBE_TRANSPORT), and what
 # runs by each. Tests of the tool and of the engines go by the library, whatever
-# the transport. They are slow too, because the kernel tells few faults in 5 s. Those
+# the transport. They are slow too, because the kernel reports few faults in 5 s. Those
 # of many callers at a time, and of too much of everything, take all ways at once or
 # have no use for another; nor has what looks at all that is mapped after each call.
 HOSTILE = ("*Races*:*Reset*:Fuzz*:*Unplug*:Limits*:Numbers*:*Permissions*:*Vfio*:SharedGroup*:"
@@ -50,6 +50,9 @@ TRANSPORTS = {"ioctl": f"-{NVME}:{TESTDEV}", "ring": ONCE, "run": ONCE}
 # What runs with other domains and IOMMUs: what may depend on them. Not the contract
 # of the ABI, nor the ways by which calls come.
 ELSEWHERE = f"-{HOSTILE}:*Stuck*:Abi*:Ring*:Run*:CallTable*:{NVME}:{TESTDEV}"
+
+# What a check of selftests/conformance says of an IOMMU that keeps a translation.
+NO_LONGER_ITS_OWN = "the device wrote to memory that is no longer its own"
 
 
 @dataclasses.dataclass
@@ -320,7 +323,7 @@ def lab_kernel_panic_fails_a_run() -> None:
 
 
 def with_qemu(script: str, *arguments: str) -> tuple[int, str, str, int]:
-    """lab run with a script in QEMU's place; also tells how often that was started.
+    """lab run with a script in QEMU's place; also returns how often that was started.
 
     The script finds in $serial and $control where the guest's log and its answers go.
     """
@@ -397,7 +400,7 @@ def checks_see_stale_translations() -> None:
             break
     expect(code == 1, (code, out, err))
     expect("\nnot ok 2 After.ItIsTaken/page\n" in out, out)
-    expect("the device wrote to memory that is no more its own" in out, out)
+    expect(NO_LONGER_ITS_OWN in out, out)
     # dma_iova_unlink() invalidates at once there as well.
     expect("\nok 1 Unlink.OfAPart\n" in out, out)
 
@@ -464,7 +467,7 @@ def check_keeps_transports_apart() -> None:
 
 
 def lab_layers_kernel_options() -> None:
-    """A later fragment goes over an earlier one, and what Kconfig refuses is told."""
+    """A later fragment goes over an earlier one, and what Kconfig refuses is reported."""
     options = kernels.options_in("# text\nCONFIG_A=y\nCONFIG_B=1\n# CONFIG_C is not set\n"
                                  "CONFIG_B=2\nCONFIG_A_B=y\n# CONFIG_A is not set\n")
     expect(list(options.values()) == ["# CONFIG_A is not set", "CONFIG_B=2",
@@ -517,7 +520,7 @@ def checks_do_without_reports() -> None:
         if code == 1:
             break
     expect(code == 1, (code, out, err))
-    expect("the device wrote to memory that is no more its own" in out, out)
+    expect(NO_LONGER_ITS_OWN in out, out)
 
 
 def checks_are_stopped() -> None:
@@ -561,7 +564,7 @@ def the_lab(_: "Suite") -> Report:
 
 
 def planted(_: "Suite") -> Report:
-    """A platform that does wrong, as the debug kernel can be told to: the checks notice.
+    """A platform that does wrong, as the debug kernel can be made to: the checks notice.
 
     An IOMMU that keeps what was unmapped spoils all that comes after, so each check has a
     guest of its own.
@@ -569,8 +572,8 @@ def planted(_: "Suite") -> Report:
     report = Report()
     skip = "/sys/module/iommu/parameters/skip_invalidation"
     for iommu, name, says in (
-            ("vtd", "After.ItIsTaken/page", "the device wrote to memory that is no more its own"),
-            ("vtd", "After.ItIsTaken/linked", "the device wrote to memory that is no more its own"),
+            ("vtd", "After.ItIsTaken/page", NO_LONGER_ITS_OWN),
+            ("vtd", "After.ItIsTaken/linked", NO_LONGER_ITS_OWN),
             ("vtd", "Unlink.OfAPart", "the device wrote after the unlink"),
             ("amdvi", "Unlink.OfAPart", "the device wrote after the unlink")):
         one = f"dmaprobe check --only {name} $DMAPROBE_BDF"
@@ -696,7 +699,7 @@ def perform(name: str) -> Report:
 
 
 def covered(names: Sequence[str]) -> Report:
-    """Which lines of the module ran in the suites that tell it, taken together."""
+    """Which lines of the module ran in the suites that measure it, taken together."""
     report = Report()
     files = [file for name in names if (file := SUITES[name].coverage)]
     lacking = [str(file.relative_to(CHECKOUT)) for file in files if not file.exists()]
@@ -769,7 +772,7 @@ def main() -> int:
         reports["build"].fail("build", broken)
         show(1, "build", reports["build"])
     else:
-        # Half of the time a guest waits until the kernel tells faults again. Those of the longer
+        # Half of the time a guest waits until the kernel reports faults again. Those of the longer
         # suites mostly work.
         each = 1 if any(SUITES[name].longer for name in names) else 2
         with ThreadPoolExecutor(max_workers=each * (os.cpu_count() or 1)) as pool:

@@ -37,8 +37,8 @@ using std::chrono::steady_clock;
 // Emulated machines on busy hosts are slow: what is asked for is that it ends.
 constexpr seconds soon(60);
 
-// Somebody else, who maps, translates and unmaps in a session of his own, and keeps the
-// longest that he had to wait.
+// Another user, who maps, translates and unmaps in a session of their own, and keeps the
+// longest wait.
 class Bystander {
 public:
     explicit Bystander(const std::string& bdf) : s_(Raw::open(bdf)), thread_([this] { work(); }) {}
@@ -511,7 +511,7 @@ TEST_F(LimitsTest, MoreMemoryThanThereIs) {
             _exit(12);
         _exit(0);
     }
-    // Not in the group: who is there while it is full may be killed for his own wishes.
+    // Not in the group: whoever is there while it is full may be killed for their own requests.
     Bystander other(bdf);
     int status = -1;
     ASSERT_TRUE(wait_for_child(child, seconds(90), status)) << "the child does not end";

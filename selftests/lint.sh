@@ -23,7 +23,7 @@ files() {
 		-type f \( "${names[@]}" \) -print | sed 's,^\./,,' | sort
 }
 
-# check NAME COMMAND...: runs a check, tells how it went
+# check NAME COMMAND...: runs a check, prints how it went
 check() {
 	local name=$1 began=$SECONDS output
 	shift

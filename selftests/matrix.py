@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "lab"))
 import check  # noqa: E402
 import guest  # noqa: E402
 
-# What runs for each device. The kernel tells few faults in 5 s, and a transfer of NVMe is
+# What runs for each device. The kernel reports few faults in 5 s, and a transfer of NVMe is
 # many, so each of its checks that want one has to wait that long: not all ways are taken.
 SUITES = {
     "edu": ["*"],
@@ -180,31 +180,31 @@ def page_sizes(outcome: Outcome) -> str:
 
 def forbidden(name: str) -> Callable[[Outcome], str]:
     """Whether the IOMMU stops an access, and for which ways of memory it does not."""
-    def tell(outcome: Outcome) -> str:
+    def field(outcome: Outcome) -> str:
         checks = checks_of(outcome, name)
         through = {one["name"].partition("/")[2] for one in checks if one["verdict"] == "quirk"}
         stopped = {one["name"].partition("/")[2] for one in checks} - through
         if not stopped:
             return "let through" if through else ""
         return "stopped" + (f", not {' '.join(sorted(through))}" if through else "")
-    return tell
+    return field
 
 
 def values(name: str, key: str) -> Callable[[Outcome], str]:
     """What a check measured, or several did."""
-    def tell(outcome: Outcome) -> str:
+    def field(outcome: Outcome) -> str:
         found = [one["values"][key] for one in checks_of(outcome, name) if key in one["values"]]
         return "; ".join(dict.fromkeys(found))
-    return tell
+    return field
 
 
 def window(outcome: Outcome) -> str:
     """For how long after an unmap each device got through: the median and the longest."""
-    told = {device: one["values"] for device, document in outcome.documents.items()
-            for one in document["checks"]
-            if one["name"] == "Window.OfUnmap" and one["verdict"] in ("ok", "quirk")}
+    measured = {device: one["values"] for device, document in outcome.documents.items()
+                for one in document["checks"]
+                if one["name"] == "Window.OfUnmap" and one["verdict"] in ("ok", "quirk")}
     return "; ".join(f"{device} {seen['window_us_median']}, {seen['window_us_max']} us"
-                     for device, seen in told.items())
+                     for device, seen in measured.items())
 
 
 DIFFERENCES: dict[str, Callable[[Outcome], str]] = {
@@ -212,7 +212,7 @@ DIFFERENCES: dict[str, Callable[[Outcome], str]] = {
     "page sizes": page_sizes,
     "write to TO_DEVICE": forbidden("Permission.WriteThroughToDevice"),
     "read of FROM_DEVICE": forbidden("Permission.ReadThroughFromDevice"),
-    "a fault tells": values("Edge.PastTheLastGranule", "fault_tells"),
+    "a fault report says": values("Edge.PastTheLastGranule", "fault_tells"),
     "reached before sync": values("Sync.OfALink", "reached_before_the_sync"),
     "window": window,
 }
@@ -220,7 +220,7 @@ DIFFERENCES: dict[str, Callable[[Outcome], str]] = {
 
 def differences(outcomes: dict[Cell, Outcome]) -> str:
     """In what the IOMMUs differ; only those that translate. An empty field: not seen."""
-    rows = [[cell.name, *(tell(outcome) for tell in DIFFERENCES.values())]
+    rows = [[cell.name, *(field(outcome) for field in DIFFERENCES.values())]
             for cell, outcome in outcomes.items()
             if any(document["domain"]["type"].startswith("dma")
                    for document in outcome.documents.values())]
@@ -231,16 +231,16 @@ def reasons(outcomes: dict[Cell, Outcome]) -> str:
     """What failed, what is a quirk, and why checks were skipped, each text once for a cell."""
     lines = []
     for cell, outcome in outcomes.items():
-        told: Counter[str] = Counter()
+        reported: Counter[str] = Counter()
         for device, document in outcome.documents.items():
             for one in document["checks"]:
                 text = one["quirk"] if one["verdict"] == "quirk" else one["reason"]
                 if one["verdict"] == "not ok":
                     text = f"{one['name']}: {text}"
                 if one["verdict"] != "ok":
-                    told[f"{one['verdict']}: {device}: {text}"] += 1
+                    reported[f"{one['verdict']}: {device}: {text}"] += 1
         lines += [f"{cell.name}:", *(f"  {text}" + (f" ({count} checks)" if count > 1 else "")
-                                     for text, count in told.items())]
+                                     for text, count in reported.items())]
         if outcome.trouble:
             lines += [f"  trouble: {line}" for line in outcome.trouble.splitlines()]
     return "\n".join(lines)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// What somebody without privileges can do who was given the node, and what he cannot:
+// What users without privileges can do who were given the node, and what they cannot:
 // the promises of the page on the trust boundary, one by one.
 
 #include "alloc.h"
@@ -44,7 +44,7 @@ bool become_nobody() {
 enum class Who : uint8_t {
     opener,  // nobody, who was given the node and opens it
     handed,  // nobody, who was handed a session that root has opened
-    ns_root, // nobody, with all capabilities in a user namespace of his own
+    ns_root, // nobody, with all capabilities in a user namespace of its own
 };
 
 // One deed: 0 or errno.

@@ -150,7 +150,7 @@ public:
     /* A session was closed with all that it had. */
     void close_session(unsigned number);
 
-    /* Compare all that a session is told of the domain. @number is nr_sessions for an outsider. */
+    /* Compare all that a session sees of the domain. @number is nr_sessions for an outsider. */
     void compare(const Raw& session, unsigned number);
 
     const std::map<uint32_t, Object>& objects(unsigned session) const { return objects_[session]; }

@@ -508,7 +508,7 @@ TEST_F(Tool, Faults) {
     EXPECT_EQ(std::ranges::count(o.out, '\n'), 1);
 }
 
-// What cannot be written was not told.
+// Output that cannot be written is a failure.
 TEST_F(Tool, FullDisk) {
     const Outcome o = run({"sh", "-c", "dmaprobe list >/dev/full"});
     EXPECT_EQ(o.code, exit_failed);

@@ -352,7 +352,7 @@ TEST_F(PciBind, NoIommu) {
     refused({0, 1, 0, 0}, EOPNOTSUPP, {"IOMMU"});
 }
 
-// VFIO has been told to take devices without an IOMMU as well. There is no domain to choose then.
+// VFIO is set to take devices without an IOMMU as well. There is no domain to choose then.
 TEST_F(PciBind, NoIommuIsNeeded) {
     file("/bus/pci/drivers/dmaprobe/unbind", "");
     file("/module/vfio/parameters/enable_unsafe_noiommu_mode", "Y\n");

@@ -647,7 +647,7 @@ TEST_F(SharedGroup, BothBound) {
             std::vector<Extent> got;
 
             EXPECT_NE(mine.map.dma_addr, theirs.map.dma_addr);
-            // What one has mapped, the other one reaches; it is not his, and no more is reported.
+            // What one has mapped, the other one reaches: it is foreign, and no more is reported.
             ASSERT_OK(two.translate(got, mine.map.dma_addr, page_size()));
             ASSERT_EQ(got.size(), 1u);
             EXPECT_EQ(got[0].kind, uint32_t{DMAPROBE_EXTENT_FOREIGN});

@@ -276,7 +276,7 @@ std::string_view unit(const Args& args) {
     return args.icount ? "instructions" : "ns";
 }
 
-/// One digit is more than the clock can tell.
+/// One digit is more than the clock can resolve.
 double rounded(double value, double digits) {
     return std::round(value * digits) / digits;
 }
@@ -311,7 +311,7 @@ std::string describe(const Row& row) {
     return "ioctl that answers ENOTTY";
 }
 
-void tell(const Report& report, const Args& args) {
+void show(const Report& report, const Args& args) {
     const std::string machine = virtual_machine();
     print(std::format("What a call costs on {}, in {} per round\n", report.bdf.to_string(),
                       unit(args)));
@@ -347,7 +347,7 @@ int run_bench_dispatch(const Args& args) {
     if (args.json)
         print_json(to_json(*report, args));
     else
-        tell(*report, args);
+        show(*report, args);
     return exit_code::ok;
 }
 

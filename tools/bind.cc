@@ -60,23 +60,23 @@ bool force_helps(const PciBus& bus, const Bdf& bdf) {
 }
 
 Failure bind_failure(const PciBus& bus, const Error& error, const Bdf& bdf, bool forced) {
-    Failure told = failure(error);
+    Failure answer = failure(error);
     switch (error.code) {
     case EOPNOTSUPP:
-        told.exit = exit_code::skipped;
+        answer.exit = exit_code::skipped;
         break;
     case EBUSY:
         if (!forced && force_helps(bus, bdf))
-            told.message +=
+            answer.message +=
                 std::format("; to take it all the same: dmaprobe bind --force {}", bdf.to_string());
         break;
     case ENODEV:
-        told.message += " (dmaprobe list shows them)";
+        answer.message += " (dmaprobe list shows them)";
         break;
     default:
         break;
     }
-    return told;
+    return answer;
 }
 
 } // namespace

@@ -3,7 +3,7 @@
 // schema/check.schema.json.
 //
 // The checks are a GoogleTest program of their own, dmaprobe-conformance (selftests/conformance);
-// this verb finds it, runs it for a device, and tells what came of it.
+// this verb finds it, runs it for a device, and reports what came of it.
 #include <algorithm>
 #include <array>
 #include <cerrno>
@@ -247,7 +247,7 @@ std::expected<Json, Failure> report(const dmaprobe::Bdf& bdf, const std::string&
     const Json written = Json::parse(std::ifstream(path), nullptr, false);
     if (written.is_discarded() || !written.contains("testsuites"))
         return std::unexpected(
-            Failure{exit_code::failed, "the checks ended before they had told anything", EIO});
+            Failure{exit_code::failed, "the checks ended before they had reported anything", EIO});
     const auto device = PciBus().device(bdf);
     if (!device)
         return std::unexpected(failure(device.error()));
@@ -382,7 +382,7 @@ int run_check(const Args& args) {
     const auto bdf = pick_device(args);
     if (!bdf)
         return fail(args, bdf.error());
-    // What a session says when it cannot be opened is better told once, and here.
+    // What a session says when it cannot be opened is better reported once, and here.
     if (const auto session = Session::open(*bdf); !session)
         return fail(args, failure(session.error()));
     if (const auto why = shared_with(*bdf); !why.empty() && !args.force)

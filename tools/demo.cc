@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// dmaprobe demo: one sequence from an IOVA to a fault, told step by step.
+// dmaprobe demo: one sequence from an IOVA to a fault, shown step by step.
 //
 // Each step acts and then checks, with a witness of its own: what the calls answered, what the
 // IOMMU's page tables say, what the device moved, what the IOMMU reported.
@@ -58,7 +58,7 @@ namespace {
 constexpr std::uint64_t nr_pages = 4;
 constexpr Direction direction = Direction::bidirectional;
 
-/// One step: what it tells, and what did not come out as it must.
+/// One step: what it prints, and what did not come out as it must.
 class Step {
 public:
     /// A line for a person.
@@ -108,7 +108,7 @@ private:
     using Body = Result<void> (Demo::*)(Step&);
 
     void step(std::string_view name, std::string_view title, Body body);
-    void tell(std::size_t number, std::string_view title, const Step& step) const;
+    void report(std::size_t number, std::string_view title, const Step& step) const;
     int finish();
 
     Result<void> open_session(Step& step);
@@ -183,9 +183,9 @@ private:
     Json seen_faults_ = Json::array();
 };
 
-// ---- running and telling ----
+// ---- running and reporting ----
 
-void Demo::tell(std::size_t number, std::string_view title, const Step& step) const {
+void Demo::report(std::size_t number, std::string_view title, const Step& step) const {
     if (args_.json)
         return;
     std::string text;
@@ -221,7 +221,7 @@ void Demo::step(std::string_view name, std::string_view title, Body body) {
     json["quirks"] = step.quirks();
     json["problems"] = step.problems();
     steps_.push_back(std::move(json));
-    tell(count_, title, step);
+    report(count_, title, step);
 }
 
 int Demo::run() {
@@ -535,7 +535,7 @@ Result<void> Demo::expect_fault(Step& step, FaultAccess access, Iova asked) {
                  fault->access == FaultAccess::unknown ? "access" : to_string(fault->access),
                  fault->iova->value(), fault->bdf.value_or(bdf_).to_string(), fault->reason);
     else
-        step.say("the IOMMU faults, and does not tell where: {}", fault->reason);
+        step.say("the IOMMU faults, and does not say where: {}", fault->reason);
     if (!fault->is_from(bdf_))
         step.quirk("reports name {}, a bridge above the device", fault->bdf->to_string());
     step.say("kernel log: {}", fault->raw);
@@ -752,12 +752,12 @@ Result<void> Demo::translate_all(Step& step) {
         pages.push_back(extent);
     }
     if (!with_phys_) {
-        step.say("physical addresses are told to administrators only");
+        step.say("physical addresses are reported to administrators only");
         return {};
     }
     for (std::size_t n = 1; n < pages.size(); ++n) {
         if (!pages[n].phys || !pages[n - 1].phys)
-            step.mismatch("no physical address was told");
+            step.mismatch("no physical address was reported");
         else if (*pages[n - 1].phys + page_size_ == *pages[n].phys)
             step.mismatch(
                 "pages {} and {} are neighbours in memory, so the buffer is not scattered", n - 1,

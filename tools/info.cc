@@ -72,7 +72,7 @@ std::expected<Info, Failure> gather(const Args& args) {
     info.calls = dmaprobe::kernel_calls(info.module);
     info.machine = virtual_machine();
 
-    // Somebody else may have the device open; all the rest is worth telling then too.
+    // Somebody else may have the device open; all the rest is worth showing then too.
     if (const auto* traits = Engine::find({.vendor = info.device.vendor,
                                            .device = info.device.device,
                                            .class_code = info.device.class_code}))
@@ -172,13 +172,13 @@ std::string yes_no(bool value) {
 std::string_view intake_text(Intake intake) {
     switch (intake) {
     case Intake::stores:
-        return "stores there";
+        return "the device stores there what it reads";
     case Intake::compares:
-        return "compares with that";
+        return "the device compares what it reads with that";
     case Intake::none:
         break;
     }
-    return "cannot be told: it reads nothing";
+    return "the device reads nothing";
 }
 
 void tell_engine(const Info& info) {
@@ -195,14 +195,14 @@ void tell_engine(const Info& info) {
          std::format("{:#x} ({} bits)", engine.dma_mask, std::bit_width(engine.dma_mask)));
     line("one transfer", std::format("up to {}, in steps of {}", size_text(engine.max_transfer),
                                      size_text(engine.block)));
-    line("own memory", std::format("{}; what the device reads it {}",
-                                   size_text(engine.device_memory), intake_text(engine.intake)));
+    line("own memory",
+         std::format("{}; {}", size_text(engine.device_memory), intake_text(engine.intake)));
     line("completion", info.completion.empty() ? "unknown" : info.completion);
     line("sees faults", faults_text(engine));
 }
 
 void tell_limits(const Limits& limits) {
-    print("\nLimits, as the DMA API tells them\n");
+    print("\nLimits, as the DMA API reports them\n");
     line("streaming mask", hex(limits.dma_mask));
     line("coherent mask", hex(limits.coherent_dma_mask));
     line("required mask", hex(limits.required_mask));
@@ -288,7 +288,7 @@ void tell_calls(const std::vector<Call>& calls) {
     }
 }
 
-void tell(const Info& info) {
+void show(const Info& info) {
     const PciDevice& device = info.device;
     print(std::format("Device {}\n", device.bdf.to_string()));
     line("id", std::format("{:04x}:{:04x}, class {:06x}", device.vendor, device.device,
@@ -318,7 +318,7 @@ int run_info(const Args& args) {
     if (args.json)
         print_json(to_json(*info));
     else
-        tell(*info);
+        show(*info);
     return exit_code::ok;
 }
 

@@ -37,7 +37,8 @@ constexpr std::array verbs{
     Verb{"bind", "take a device for dmaprobe", Verb::Bdf::required, true, run_bind},
     Verb{"unbind", "give a device back to the driver it had", Verb::Bdf::required, false,
          run_unbind},
-    Verb{"info", "tell what kernel, device and IOMMU offer", Verb::Bdf::optional, false, run_info},
+    Verb{"info", "show what the kernel, the device and the IOMMU support", Verb::Bdf::optional,
+         false, run_info},
     Verb{"demo", "map, link, DMA, unlink, destroy and fault, step by step", Verb::Bdf::optional,
          false, run_demo},
     Verb{"check", "check whether the platform keeps the rules of the DMA API", Verb::Bdf::optional,
@@ -77,7 +78,7 @@ int run_version(const Args& args) {
 int run(int argc, char** argv) {
     const std::vector<std::string_view> words(argv + std::min(argc, 1), argv + argc);
     Args args;
-    // Needed before the command line is known to be right: its errors are told as JSON too.
+    // Needed before the command line is known to be right: its errors are reported as JSON too.
     args.json = std::ranges::find(words, "--json") != words.end();
 
     CLI::App app("Drive the Linux kernel's DMA-mapping API against a real PCI device, and prove "
@@ -193,7 +194,7 @@ void on_sigbus(int) {
 
 } // namespace
 
-/// A device that goes at the wrong moment is a failure to be told, not a crash.
+/// A device that goes at the wrong moment is a failure to report, not a crash.
 void end_on_sigbus(int argc, char** argv) {
     struct sigaction action{};
 
@@ -215,7 +216,7 @@ int main(int argc, char** argv) {
         args.json = tool::json_wanted != 0;
         code = tool::fail(args, {tool::exit_code::failed, error.what(), 0});
     }
-    // What was not written, on a full disk for one, was not told.
+    // Output that was not written, on a full disk for one, is a failure.
     if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
         std::fputs("dmaprobe: the output could not be written\n", stderr);
         return tool::exit_code::failed;

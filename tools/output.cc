@@ -143,7 +143,7 @@ std::string virtual_machine() {
         return "QEMU";
     if (std::ifstream("/sys/hypervisor/type") >> text)
         return text;
-    // Arm's virtual machines of QEMU tell it in their device tree.
+    // Arm's virtual machines of QEMU say it in their device tree.
     if (std::getline(std::ifstream("/proc/device-tree/compatible"), text, '\0') &&
         text == "linux,dummy-virt")
         return "QEMU";

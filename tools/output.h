@@ -50,7 +50,7 @@ struct Args {
     std::string junit;
 };
 
-/// What a verb can be told to do: a word behind it.
+/// What a verb can be asked for: a word behind it.
 struct Topic {
     std::string_view name;
     std::string_view summary;
@@ -89,7 +89,7 @@ struct Failure {
 /// Make a failure of an error of the library.
 Failure failure(const dmaprobe::Error& error, int exit = exit_code::failed);
 
-/// Tell a failure: one line on stderr, with --json also a document on stdout. Gives the exit code.
+/// Report a failure: a line on stderr, with --json also a document on stdout. Gives the exit code.
 int fail(const Args& args, const Failure& failure);
 
 /// Print text on stdout; what follows appears at once.
@@ -101,15 +101,15 @@ void print_json(const Json& document);
 Json or_null(std::string_view text);
 /// A number as text in hexadecimal: JSON readers lose the low bits of large integers.
 std::string hex(std::uint64_t value);
-/// A size; null for "no limit", which the kernel tells as the largest number.
+/// A size; null for "no limit", which the kernel reports as the largest number.
 Json size_json(dmaprobe::Size size);
 /// A size for a person: "4 KiB", "unlimited".
 std::string size_text(dmaprobe::Size size);
-/// A device as `list` and `info` tell it.
+/// A device as `list` and `info` show it.
 Json device_json(const dmaprobe::PciDevice& device);
 /// The page sizes of an IOMMU domain, the smallest first.
 std::vector<dmaprobe::Size> page_sizes(const dmaprobe::Domain& domain);
-/// An IOMMU domain as `info` and `check` tell it.
+/// An IOMMU domain as `info` and `check` show it.
 Json domain_json(const dmaprobe::Domain& domain);
 
 /// Whether this machine is a virtual one, whose IOMMU is emulated then: what says so, or nothing.

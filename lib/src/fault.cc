@@ -164,13 +164,13 @@ bool parse_amdvi(std::string_view text, Fault& fault) {
     if (!flags || !scan.skip("]"))
         return false;
     if (*bdf == Bdf{} && *addr == 0) {
-        fault.reason = "IO_PAGE_FAULT; device and address were not told";
+        fault.reason = "IO_PAGE_FAULT; device and address were not reported";
         return true;
     }
     // QEMU again, of a device on the first bus.
     if (*addr == 0 && (*flags & flag_interrupt) != 0) {
         fault.bdf = *bdf;
-        fault.reason = "IO_PAGE_FAULT; the address was not told";
+        fault.reason = "IO_PAGE_FAULT; the address was not reported";
         return true;
     }
     if ((*flags & flag_interrupt) != 0)
@@ -261,7 +261,7 @@ struct Parser {
     bool (*parse)(std::string_view text, Fault& fault);
 };
 
-/// One for each platform that tells a fault in one record: another one is a function and a line
+/// One for each platform that reports a fault in one record: another one is a function and a line
 /// here.
 constexpr std::array parsers{
     Parser{"vt-d", parse_vtd},
@@ -318,7 +318,7 @@ void decode_smmu(std::span<const std::uint64_t> words, Fault& fault) {
 /// SMMUv3, drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3.c, arm_smmu_dump_raw_event():
 ///   arm-smmu-v3 9050000.smmuv3: event 0x10 received:
 ///   arm-smmu-v3 9050000.smmuv3: <tab>0x0000010000000010              (four of these)
-/// and arm_smmu_dump_event() of newer kernels, which tells the same in words, and the device:
+/// and arm_smmu_dump_event() of newer kernels, which says the same in words, and names the device:
 ///   arm-smmu-v3 9050000.smmuv3: event: F_TRANSLATION client: 0000:01:00.0 sid: 0x100 ...
 /// Other records may come in between.
 bool FaultParser::take_smmu(std::string_view text, std::chrono::microseconds time,

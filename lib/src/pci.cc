@@ -310,7 +310,7 @@ std::set<std::string> read_btrfs_members(const SystemPaths& paths) {
     return members;
 }
 
-/// Whether the kernel keeps a block device for something that no other file tells of: a ZFS pool
+/// Whether the kernel keeps a block device for something that no other file shows: a ZFS pool
 /// for one.
 bool is_kept(const std::string& node) {
     const file::Fd fd(::open(node.c_str(), O_RDONLY | O_EXCL | O_NONBLOCK | O_CLOEXEC));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // What the device itself can do with memory that it was given, and with memory that it
-// was not, or is no more.
+// was not given, or no longer has.
 
 #include "check.h"
 
@@ -243,11 +243,11 @@ TEST_P(After, ItIsTaken) {
     if (t.outlasts()) {
         const auto got = t.get(middle, unit);
         ASSERT_WORKS(got);
-        ASSERT_TRUE(same(*got, bytes)) << "the device wrote to memory that is no more its own";
+        ASSERT_TRUE(same(*got, bytes)) << "the device wrote to memory that is no longer its own";
     }
     const bool sees = engine->traits().sees_write_faults;
     if (sees) {
-        EXPECT_FALSE(done) << "the device wrote to an address that is no more its own";
+        EXPECT_FALSE(done) << "the device wrote to an address that is no longer its own";
     }
     expect_fault(at, FaultAccess::write, t.outlasts() || (sees && !done));
 }

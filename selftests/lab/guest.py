@@ -43,7 +43,7 @@ class Arch:
     cpu: str  # emulated, unless the IOMMU wants another one
     kernel: Sequence[str]
     cpus: int
-    iommu: str  # what it has unless it is told otherwise
+    iommu: str  # what it has by default
     qemu_arguments: Sequence[str] = ()
     busybox: Path = Path("/usr/bin/busybox")
     make: Sequence[str] = ()
@@ -177,7 +177,7 @@ class Machine:
 
 @dataclasses.dataclass
 class Outcome:
-    """How a run went. `code` is None when the guest did not get to tell.
+    """How a run went. `code` is None when the guest did not get to report one.
 
     `stalled`: it did not get to its init in time, and its kernel says nothing of
     why. Nothing has been done in it, so it can be booted once more.
@@ -503,7 +503,7 @@ def outcome_told(control: bytearray) -> list[bytes]:
 
 def wait(ports: list[Port], last: Port, control: bytearray, qemu_says: Port,
          complaints: bytearray, deadline: float, boot_deadline: float) -> str:
-    """Serve the ports until the guest has told its end, and all it sent is here.
+    """Serve the ports until the guest has reported its end, and all it sent is here.
 
     Returns what went wrong, if anything did.
     """

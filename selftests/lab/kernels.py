@@ -23,7 +23,7 @@ class LabError(Exception):
 
 
 def say(text: str) -> None:
-    """Tell the user about progress."""
+    """Report progress to the user."""
     print(f"lab: {text}", file=sys.stderr, flush=True)
 
 
@@ -82,7 +82,7 @@ def newest_source() -> Path:
 # over those before it. A kernel/NAME.patch goes over that kernel's source.
 FRAGMENTS = {"vfio": ["vfio"], "debug": ["vfio", "debug"]}
 
-# How long a build takes on two cores, as the user is told.
+# How many minutes a build takes on two cores: printed before it starts.
 MINUTES = {"vfio": 10, "debug": 13}
 
 
@@ -148,13 +148,13 @@ def build(name: str, source: Path, fragments: str, patch: Path, top: Path) -> No
             process = subprocess.Popen([*make, *arguments], stdin=subprocess.DEVNULL,
                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
             assert process.stdout
-            compiled, told = 0, time.monotonic()
+            compiled, reported = 0, time.monotonic()
             for line in process.stdout:
                 output.write(line)
                 compiled += line.startswith((b"  CC ", b"  AS "))
-                if time.monotonic() - told > (2 if sys.stderr.isatty() else 20):
-                    told = time.monotonic()
-                    say(f"{name} kernel: {compiled} objects in {told - began:.0f} s")
+                if time.monotonic() - reported > (2 if sys.stderr.isatty() else 20):
+                    reported = time.monotonic()
+                    say(f"{name} kernel: {compiled} objects in {reported - began:.0f} s")
             if process.wait() != 0:
                 output.flush()
                 sys.stderr.writelines(tail(log, 30))

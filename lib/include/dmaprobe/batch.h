@@ -51,7 +51,7 @@ public:
     /// Make the calls, and wait until all of them are done. A signal does not end the waiting.
     ///
     /// @return the error of the first call that failed, or of the batch itself (EEXIST: another
-    ///         thread's batch, or an error of adding); result() tells about each call
+    ///         thread's batch, or an error of adding); result() returns each call's outcome
     [[nodiscard]] Result<void> execute();
 
     /// How many calls are under way at most: the depth asked for.

@@ -52,7 +52,7 @@ private:
 /// again if need be. Adding a call takes memory, making the calls does not.
 ///
 /// A wrong use while adding (a closed object, one of another session or another list, too many
-/// calls) is told when the calls are to be made: none of them is then.
+/// calls) is reported when the calls are to be made: none of them is then.
 ///
 /// Objects that the calls make belong to the session; no C++ object ends them. They end by further
 /// calls, or with the session.

@@ -101,7 +101,7 @@ public:
         return static_cast<unsigned>(events_.size());
     }
 
-    /// Wait until a vector has come, and tell how often since the last wait.
+    /// Wait until a vector has come, and return how often it came since the last wait.
     /// EINVAL: no such vector. ETIMEDOUT: it did not come in time.
     [[nodiscard]] Result<std::uint64_t> wait(unsigned vector,
                                              std::chrono::milliseconds deadline) const;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Engines: devices that can be told to move bytes, so that DMA can be seen to work or to fault.
+// Engines: devices that can be programmed to move bytes, so that DMA can be seen to work or fault.
 #pragma once
 
 #include <chrono>
@@ -167,7 +167,7 @@ protected:
         : traits_(traits), device_(device), completion_(completion), deadline_(traits.deadline) {}
 
     /// Whether the device is still there. To be asked before its registers are touched, each time
-    /// anew: those of a device that is gone are no more to be touched.
+    /// anew: those of a device that is gone must no longer be touched.
     [[nodiscard]] Result<void> check_present(std::string_view op) const {
         return device_ != nullptr ? device_->check_present(op) : Result<void>();
     }

@@ -27,10 +27,10 @@ enum class FaultAccess {
 /// "unknown", "read" or "write".
 [[nodiscard]] std::string_view to_string(FaultAccess access) noexcept;
 
-/// One fault, as an IOMMU driver told it.
+/// One fault, as an IOMMU driver reported it.
 struct Fault {
     std::chrono::microseconds time{0}; ///< since boot, the kernel log's clock
-    std::optional<Bdf> bdf;            ///< the requester, if it was told, which behind a bridge may
+    std::optional<Bdf> bdf;            ///< the requester, if reported, which behind a bridge may
                                        ///< be the bridge (PciBus::requester_ids()); domain 0 when
                                        ///< that part was not
     bool domain_told = true;           ///< whether the log names the PCI domain
@@ -40,7 +40,7 @@ struct Fault {
     std::string platform;                      ///< the parser that knew it, such as "vt-d"
     std::string raw;                           ///< the line of the log
 
-    /// Whether this device can be the one: what was not told is not compared.
+    /// Whether this device can be the one: what was not reported is not compared.
     [[nodiscard]] bool is_from(const Bdf& device) const noexcept;
     /// Whether one of these can be the one.
     [[nodiscard]] bool is_from(std::span<const Bdf> requesters) const noexcept;
@@ -51,10 +51,10 @@ struct Fault {
 ///
 /// Known, by the kernel's drivers/iommu:
 /// - VT-d (intel/dmar.c), with and without the PCI domain, with and without PASID;
-/// - AMD-Vi (amd/iommu.c). QEMU 11.1 emulates it so that Linux is told of each fault that it came
-///   from 00:00.0, or the device on the first bus that it was, at address 0: such a one has no IOVA
-///   and no access, and no device or that one;
-/// - SMMUv3 (arm/arm-smmu-v3/arm-smmu-v3.c), which tells an event in five records. It knows the
+/// - AMD-Vi (amd/iommu.c). As QEMU 11.1 emulates it, Linux sees each fault come from 00:00.0, or
+///   from the device when that is on the first bus, at address 0: such a one has no IOVA and no
+///   access, and no device or that one;
+/// - SMMUv3 (arm/arm-smmu-v3/arm-smmu-v3.c), which reports an event in five records. It knows the
 ///   device by its StreamID, whose low 16 bits are taken for the requester id, until a sixth
 ///   record, of newer kernels, names the device;
 /// - virtio-iommu (virtio-iommu.c), which knows the endpoint's number: on a PCI bus the requester
@@ -81,12 +81,12 @@ private:
     std::optional<Event> event_;
 };
 
-/// The fault that one record tells by itself; FaultParser::take() with nothing before it.
+/// The fault that one record reports by itself; FaultParser::take() with nothing before it.
 [[nodiscard]] std::optional<Fault> parse_fault(std::string_view record);
 
 /// Follows the kernel log from the moment of open() on.
 ///
-/// The kernel limits how many faults it tells, on most IOMMUs for all devices together, to ten
+/// The kernel limits how many faults it reports, on most IOMMUs for all devices together, to ten
 /// messages in 5 seconds. A fault of VT-d uses up to three of them.
 class FaultWatcher {
 public:
@@ -112,7 +112,7 @@ public:
     [[nodiscard]] Result<std::vector<Fault>> drain();
 
     /// The last lines of the log that belong to no known fault, at most 16, oldest first: where a
-    /// fault was expected and none was found, they may have told it in words that no parser knows.
+    /// fault was expected and none was found, they may report it in words that no parser knows.
     /// Those that were read since the last call; wait() and drain() read.
     [[nodiscard]] std::vector<std::string> take_other_lines();
 

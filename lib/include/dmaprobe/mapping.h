@@ -15,8 +15,8 @@
 
 namespace dmaprobe {
 
-/// How something is mapped. Mapping::map() takes the first three, `enum dmaprobe_map_kind`; the
-/// others are told by Mapping::kind().
+/// How something is mapped. Mapping::map() takes the first three, `enum dmaprobe_map_kind`;
+/// Mapping::kind() returns the others as well.
 enum class MapKind : std::uint32_t {
     single = 0,       ///< dma_map_single()
     page = 1,         ///< dma_map_page()

@@ -40,7 +40,7 @@ struct PciDevice {
     std::string group_type;             ///< type of the group's domain in sysfs' words ("DMA-FQ")
     std::vector<GroupMember> group_members; ///< the group's other members
     std::string iommu;                      ///< the IOMMU instance, as under /sys/class/iommu
-    std::string iommu_driver; ///< its driver as far as sysfs tells, such as "intel-iommu"
+    std::string iommu_driver; ///< its driver as far as sysfs shows, such as "intel-iommu"
     std::string engine;       ///< the engine that can drive it (engine.h), empty for none
 
     /// Whether it is a bridge (base class 06), which is never bound.
@@ -95,7 +95,7 @@ public:
     [[nodiscard]] Result<std::vector<PciDevice>> devices() const;
     /// One function. ENODEV when there is none.
     [[nodiscard]] Result<PciDevice> device(const Bdf& bdf) const;
-    /// The requester ids that a function's DMA can carry, as far as sysfs tells: its own first,
+    /// The requester ids that a function's DMA can carry, as far as sysfs shows: its own first,
     /// then those of conventional PCI bridges above it, which put their own in its place
     /// (pci_for_each_dma_alias() of the kernel, but for devices' quirks). An IOMMU reports a fault
     /// by one of these. Without root, the kinds of PCI Express bridges are not seen. ENODEV when

@@ -43,7 +43,7 @@ public:
     /// Make the calls, each as if it were alone. What was made before a failure stays.
     ///
     /// @return the error of the first call that failed, or of the run itself (EINVAL: more than
-    ///         max_calls, or an error of adding); result() tells about each call
+    ///         max_calls, or an error of adding); result() returns each call's outcome
     [[nodiscard]] Result<void> execute(OnError on_error = OnError::stop);
 
     /// How many calls were made the last time, the one that failed included.

@@ -141,7 +141,7 @@ struct PhysSpaceTag;
 
 /// An address as the device gives it to the bus: what the DMA API calls a dma_addr_t.
 using Iova = Address<IovaSpaceTag>;
-/// A physical address, as iommu_iova_to_phys() tells it. It is only ever looked at: no call takes
+/// A physical address, as iommu_iova_to_phys() gives it. It is only ever looked at: no call takes
 /// one.
 using Phys = Address<PhysSpaceTag>;
 

@@ -537,7 +537,7 @@ private:
         return last >> 17 & 0x7ff;
     }
 
-    /// Tell the device where memory is: pages, of which the first may start inside.
+    /// Give the device the addresses of memory: pages, of which the first may start inside.
     void set_pages(Command& command, std::span<const Segment> segments) const {
         const auto entries = list_->bytes();
         std::size_t count = 0;

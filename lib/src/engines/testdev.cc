@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
-// QEMU's iommu-testdev: it writes a fixed pattern, at the moment it is told to.
+// QEMU's iommu-testdev: it writes a fixed pattern, as soon as it is started.
 //
 // docs/specs/iommu-testdev.rst of QEMU describes it. What a driver must know beyond that:
 // - it writes through the IOMMU, and then looks at what it wrote by a physical address, past the
 //   IOMMU. So it cannot read memory through the IOMMU at all. The physical address stays 0 here,
 //   and what the device finds there is not asked for;
-// - it has the ids of pci-testdev. What tells them apart is how the result register follows the
+// - it has the ids of pci-testdev. What distinguishes them is how the result register follows the
 //   doorbell.
 #include "engines.h"
 
