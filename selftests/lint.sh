@@ -113,6 +113,16 @@ docs() {
 	make -s BUILD="$build" docs-here
 }
 
+# Plain English: a program reports, prints, shows or answers, and is "it". The look behind is for
+# a method of Python's files.
+english() {
+	local sources
+	mapfile -t sources < <(files '*.[ch]' '*.cc' '*.py' '*.sh' '*.rst' '*.md' '*.1' \
+		init lab lab-host run)
+	grep -HnPi '(?<!\.)\bt(ells?|old)\b|\bwhat there i[s]\b|\bhe\b' "${sources[@]}"
+	(($? == 1)) # nothing found; 2 is an error
+}
+
 check spdx spdx
 check checkpatch checkpatch
 check kernel-doc kernel_doc
@@ -120,6 +130,7 @@ check shell shell
 check python python
 check format format
 check docs docs
+check english english
 check syzkaller python3 selftests/syzkaller/check.py
 check module module
 check tidy tidy
