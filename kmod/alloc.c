@@ -301,7 +301,7 @@ static int make_room(struct dmaprobe_session *s, u64 length)
 {
 	void *room;
 
-	if (dmaprobe_charge(s, PFN_UP(length)))
+	if ((long)PFN_UP(length) > si_mem_available() || dmaprobe_charge(s, PFN_UP(length)))
 		return -ENOMEM;
 	room = __vmalloc(length, GFP_KERNEL | __GFP_NOWARN | __GFP_RETRY_MAYFAIL);
 	vfree(room);
