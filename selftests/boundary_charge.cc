@@ -189,7 +189,7 @@ int64_t free_memory() {
 // And it is no more than what is charged that is missing from the machine's free memory.
 TEST_F(BoundaryCharge, FreeMemoryShrinksByWhatIsCharged) {
     // Of what else goes on; KASAN has a shadow of an eighth of what is mapped into the kernel.
-    const int64_t slack = (exists("/sys/kernel/debug/kmemleak") ? 10 : 4) * mib;
+    const auto slack = static_cast<int64_t>((exists("/sys/kernel/debug/kmemleak") ? 10 : 4) * mib);
     struct Kind {
         const char* name;
         std::function<int(uint64_t length)> make;

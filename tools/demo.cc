@@ -479,7 +479,8 @@ Result<void> Demo::provoke(FaultAccess access, Iova asked) {
                             : engine_->copy_from_device(asked, small_dma());
     const bool stopped = !done && done.error().code == EIO &&
                          (reads ? able.sees_read_faults : able.sees_write_faults);
-    if (!done && !stopped && !(reads && done.error().code == EILSEQ))
+    const bool differs = !done && reads && done.error().code == EILSEQ;
+    if (!done && !stopped && !differs)
         return done;
     // Whatever the fault did to the device ends here; one that answers nothing any more fails.
     return engine_->reset();

@@ -290,7 +290,8 @@ std::multimap<std::string, std::string> read_open_nodes(const SystemPaths& paths
         std::set<std::string> nodes;
         for (const auto& fd : file::names(dir + "/fd")) {
             std::error_code error;
-            const auto target = std::filesystem::read_symlink(dir + "/fd/" + fd, error).string();
+            const auto link = std::format("{}/fd/{}", dir, fd);
+            const auto target = std::filesystem::read_symlink(link, error).string();
             if (!error && target.starts_with("/dev/") && nodes.insert(target).second)
                 open.emplace(
                     target.substr(5),
