@@ -437,6 +437,9 @@ Result<void> Demo::copy(Step& step, std::uint64_t to, std::uint64_t from) {
     step.value("dst", hex(at(to).value()));
     step.value("length", page_size_.value());
 
+    // What the kernel reports late of whoever had the device before is not ours.
+    if (auto done = faults_->drain(); !done)
+        return std::unexpected(done.error());
     const auto start = std::chrono::steady_clock::now();
     if (auto done = copies ? engine_->copy(at(to), at(from), page_size_) : write_both(from, to);
         !done)
