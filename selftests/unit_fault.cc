@@ -191,7 +191,7 @@ constexpr const char* smmu_log[] = {
     "3,12,5000002,-;arm-smmu-v3 9050000.smmuv3: \\x090x0000020000000000\n",
     "3,13,5000003,-;arm-smmu-v3 9050000.smmuv3: \\x090x00000000ffdfe010\n",
     "3,14,5000004,-;arm-smmu-v3 9050000.smmuv3: \\x090x0000000000000000\n",
-    "3,15,5000005,-;arm-smmu-v3 9050000.smmuv3: event: F_TRANSLATION client: 0000:01:01.0 sid: "
+    "3,15,5000005,-;arm-smmu-v3 9050000.smmuv3: event: F_TRANSLATION client: 0000:04:01.0 sid: "
     "0x20 ssid: 0x0 iova: 0xffdfe010 ipa: 0x0\n",
     "3,16,5000006,-;arm-smmu-v3 9050000.smmuv3: unpriv data write s1 \"Input address caused "
     "fault\" stag: 0x0\n"};
@@ -213,7 +213,7 @@ TEST(Fault, Smmuv3) {
                                 found));
     }
     ASSERT_EQ(found.size(), 1u);
-    expect_access(found[0], {0, 1, 1, 0}, Iova(0xffdfe010), FaultAccess::write);
+    expect_access(found[0], {0, 4, 1, 0}, Iova(0xffdfe010), FaultAccess::write);
     EXPECT_TRUE(found[0].domain_told);
     EXPECT_EQ(found[0].reason, "F_TRANSLATION");
     EXPECT_EQ(found[0].platform, "smmuv3");

@@ -49,14 +49,8 @@ std::optional<std::string> load_module() {
 /// Whether --force would take it: a driver has the device, or another function of its group.
 bool force_helps(const PciBus& bus, const Bdf& bdf) {
     const auto device = bus.device(bdf);
-    const auto is_other = [](const std::string& driver) {
-        return !driver.empty() && driver != "dmaprobe";
-    };
     return device && device->driver != "dmaprobe" &&
-           (is_other(device->driver) ||
-            std::ranges::any_of(device->group_members, [&](const auto& member) {
-                return !member.bridge && is_other(member.driver);
-            }));
+           (!device->driver.empty() || !device->group_users().empty());
 }
 
 Failure bind_failure(const PciBus& bus, const Error& error, const Bdf& bdf, bool forced) {

@@ -323,10 +323,9 @@ std::string junit(const Json& document) {
 std::string shared_with(const dmaprobe::Bdf& bdf) {
     std::string others;
     if (const auto device = PciBus().device(bdf))
-        for (const auto& member : device->group_members)
-            if (!member.bridge && !member.driver.empty() && member.driver != "dmaprobe")
-                others += std::format("{}{} ({})", others.empty() ? "" : ", ",
-                                      member.bdf.to_string(), member.driver);
+        for (const auto& member : device->group_users())
+            others += std::format("{}{} ({})", others.empty() ? "" : ", ", member.bdf.to_string(),
+                                  member.driver);
     return others;
 }
 

@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <filesystem>
 #include <format>
+#include <iterator>
 #include <map>
 #include <set>
 #include <string_view>
@@ -70,6 +71,14 @@ std::string iommu_driver_of(const std::string& iommu_dir) {
 }
 
 } // namespace
+
+std::vector<GroupMember> PciDevice::group_users() const {
+    std::vector<GroupMember> users;
+    std::ranges::copy_if(group_members, std::back_inserter(users), [](const GroupMember& member) {
+        return !member.bridge && !member.driver.empty() && member.driver != our_driver;
+    });
+    return users;
+}
 
 PciBus::PciBus(SystemPaths paths) : paths_(std::move(paths)) {}
 
@@ -618,15 +627,13 @@ Result<BindReport> PciBus::bind(const Bdf& bdf, bool force,
                       std::format("{} is in use by driver {}; {}", name, found->driver, lost)});
         }
         std::vector<std::string> others;
-        bool busy = false;
         for (const auto& member : found->group_members) {
             if (member.bridge)
                 continue;
-            busy = busy || (!member.driver.empty() && member.driver != our_driver);
             others.push_back(std::format("{} ({})", member.bdf.to_string(),
                                          member.driver.empty() ? "no driver" : member.driver));
         }
-        if (busy)
+        if (!found->group_users().empty())
             return std::unexpected(Error{
                 EBUSY, "bind",
                 std::format("{} shares IOMMU group {}, and with it all DMA addresses, with {}",

@@ -232,7 +232,7 @@ dp::Result<Read> DeviceCheck::device_reads(Iova at) {
         return std::unexpected(std::move(done.error()));
     if (auto done = engine->copy_to_device(scratch_->at(0), Size(unit)); !done)
         return std::unexpected(std::move(done.error()));
-    if (auto done = engine->copy_to_device(at, Size(unit)); !done)
+    if (auto done = rest(engine->copy_to_device(at, Size(unit))); !done)
         return std::unexpected(std::move(done.error()));
     if (auto done = engine->copy_from_device(scratch_->at(0), Size(unit)); !done)
         return std::unexpected(std::move(done.error()));

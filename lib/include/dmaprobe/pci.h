@@ -45,6 +45,9 @@ struct PciDevice {
 
     /// Whether it is a bridge (base class 06), which is never bound.
     [[nodiscard]] bool is_bridge() const noexcept { return (class_code >> 16) == 0x06; }
+    /// The group's other members that a driver other than dmaprobe has, without bridges: the
+    /// device's DMA can reach what they map.
+    [[nodiscard]] std::vector<GroupMember> group_users() const;
 };
 
 /// What hangs on a device and would go away with its driver.
