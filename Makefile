@@ -35,8 +35,7 @@ override CPPFLAGS += -Ilib/include -Iuapi -MMD -MP -DDMAPROBE_VERSION_STRING='"$
 CXXFLAGS ?= -O2 -g
 override CXXFLAGS += -std=c++23 -Wall -Wextra -Wconversion -Wshadow $(if $(WERROR),-Werror)
 ifeq ($(STATIC),1)
-# GoogleTest has a getaddrinfo() that nothing here calls, which the linker warns of.
-override LDFLAGS += -static -Wl,--no-warnings
+override LDFLAGS += -static
 endif
 ifeq ($(SAN),1)
 override CXXFLAGS += -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
@@ -57,19 +56,14 @@ $(BUILD)/obj/%.o: %.cc
 	@mkdir -p $(@D)
 	$(Q)$(CXX) $(CPPFLAGS) $(CXXFLAGS) -c -o $@ $<
 
-$(BUILD)/obj/%.pic.o: %.cc
-	$(call say,CXX,$< (pic))
-	@mkdir -p $(@D)
-	$(Q)$(CXX) $(CPPFLAGS) $(CXXFLAGS) -fPIC -c -o $@ $<
-
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)
 
 # What runs in the lab's guest, and what is installed on a machine.
 .PHONY: user user-install
 user: $(BUILD)/lib/headers.ok $(BUILD)/bin/dmaprobe \
 	$(BUILD)/selftests/dmaprobe-selftest $(BUILD)/selftests/dmaprobe-unittest \
-	$(BUILD)/selftests/dmaprobe-conformance
-user-install: $(BUILD)/lib/libdmaprobe.a $(BUILD)/lib/libdmaprobe.so.0 $(BUILD)/bin/dmaprobe \
+	$(BUILD)/selftests/dmaprobe-conformance $(if $(CROSS_COMPILE),,$(BUILD)/selftests/shared.ok)
+user-install: $(BUILD)/lib/libdmaprobe.a $(BUILD)/lib/libdmaprobe.so.0.1 $(BUILD)/bin/dmaprobe \
 	$(BUILD)/selftests/dmaprobe-conformance
 
 # The module is built in a tree of links, so that one checkout serves several
@@ -91,17 +85,18 @@ install: install-user install-module
 install-user: user-install
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/pkgconfig \
 		$(DESTDIR)$(PREFIX)/include/dmaprobe $(DESTDIR)$(PREFIX)/include/linux \
-		$(DESTDIR)$(PREFIX)/share/man/man1
+		$(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/dmaprobe/schema
 	install -m 755 $(BUILD)/bin/dmaprobe $(DESTDIR)$(PREFIX)/bin/
 	install -D -m 755 $(BUILD)/selftests/dmaprobe-conformance \
 		$(DESTDIR)$(PREFIX)/libexec/dmaprobe/dmaprobe-conformance
-	install -m 644 $(BUILD)/lib/libdmaprobe.a $(BUILD)/lib/libdmaprobe.so.0 $(DESTDIR)$(PREFIX)/lib/
-	ln -sf libdmaprobe.so.0 $(DESTDIR)$(PREFIX)/lib/libdmaprobe.so
+	install -m 644 $(BUILD)/lib/libdmaprobe.a $(BUILD)/lib/libdmaprobe.so.0.1 $(DESTDIR)$(PREFIX)/lib/
+	ln -sf libdmaprobe.so.0.1 $(DESTDIR)$(PREFIX)/lib/libdmaprobe.so
 	install -m 644 lib/include/dmaprobe/*.h $(DESTDIR)$(PREFIX)/include/dmaprobe/
 	install -m 644 uapi/linux/dmaprobe.h $(DESTDIR)$(PREFIX)/include/linux/
 	sed -e 's,@PREFIX@,$(PREFIX),' -e 's,@VERSION@,$(VERSION),' lib/dmaprobe.pc.in \
 		> $(DESTDIR)$(PREFIX)/lib/pkgconfig/dmaprobe.pc
 	install -m 644 tools/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1/
+	install -m 644 tools/schema/*.json $(DESTDIR)$(PREFIX)/share/dmaprobe/schema/
 	$(if $(DESTDIR),,ldconfig)
 install-module: modules
 	$(eval KREL := $(shell MAKEFLAGS= $(MAKE) -s --no-print-directory -C $(KDIR) kernelrelease))

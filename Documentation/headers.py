@@ -23,7 +23,7 @@ def seen(name: str, lines: list[str]) -> Iterator[str]:
             line = "/// @file"
         elif head and line.startswith("// "):
             line = "/" + line  # what the file is for
-        elif line == "namespace dmaprobe {":
+        elif line == 'namespace [[gnu::visibility("default")]] dmaprobe {':
             # A section of the manual. Breathe finds no functions in a namespace in
             # a group, so all namespaces go; library.py puts this one back.
             line = f"/** @addtogroup {name} */ /** @{{ */"
@@ -31,8 +31,8 @@ def seen(name: str, lines: list[str]) -> Iterator[str]:
             line = "/** @} */"
         elif re.match(r"namespace \w+ {|} // namespace ", line):
             line = ""
-        elif line == "protected:":
-            line = "private:"  # for classes of the library alone
+        elif line == "protected: // of the library alone":
+            line = "private:"
         elif MOVE.search(line):
             line += " ///< Takes over what the other one has; that one is left closed."
         elif COMPARISON.search(line):

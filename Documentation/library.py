@@ -32,10 +32,11 @@ class Library(SphinxDirective):
         for header in sorted(directory.glob("*.h")):
             title = f"<{directory.name}/{header.name}>"
             # The label is Doxygen's name for the header, which its links use.
-            lines += [f".. _{header.stem}_8h:", "", title, "-" * len(title), "",
+            lines += [f".. _{header.stem}_8h:", "", title, "~" * len(title), "",
                       f".. doxygenfile:: {header.name}",
                       "   :sections: briefdescription detaileddescription", "",
-                      f".. doxygengroup:: {header.stem}", "   :content-only:", "   :members:", ""]
+                      f".. doxygengroup:: {header.stem}", "   :content-only:", "   :members:",
+                      "   :protected-members:", ""]
         node = nodes.section()
         node.document = self.state.document
         nested_parse_with_titles(self.state, StringList(lines, source=str(directory)), node)

@@ -32,26 +32,20 @@ static struct dmaprobe_allocation *to_allocation(struct dmaprobe_object *obj)
 
 /*
  * dma-direct does not zero memory that is to have no kernel mapping, and gives its
- * struct page instead of an address. Zeroes that stay in the CPU's caches would not do,
- * and drivers cannot write those back.
+ * struct page instead of an address.
  */
-static int zero_unmapped(const struct dmaprobe_session *s, struct dmaprobe_allocation *a)
+static void zero_unmapped(const struct dmaprobe_session *s, struct dmaprobe_allocation *a)
 {
 	struct page *page;
 	unsigned long i;
 
 	if (!(a->attrs & DMA_ATTR_NO_KERNEL_MAPPING) || dmaprobe_translates(s->dd))
-		return 0;
+		return;
 	page = pfn_to_page(PHYS_PFN(dma_to_phys(a->dev, a->addr)));
-	if (a->cpu != page)
-		return 0;
-	if (!dev_is_dma_coherent(a->dev))
-		return -EOPNOTSUPP;
-	for (i = 0; i < a->mem.nr_pages; i++) {
+	for (i = 0; a->cpu == page && i < a->mem.nr_pages; i++) {
 		clear_highpage(page + i);
 		cond_resched();
 	}
-	return 0;
 }
 
 static void free_memory(struct dmaprobe_allocation *a)
@@ -80,7 +74,6 @@ static int alloc_memory(const struct dmaprobe_session *s, struct dmaprobe_alloca
 {
 	size_t length = a->mem.length;
 	struct page *page;
-	int ret;
 
 	switch (a->kind) {
 	case DMAPROBE_ALLOC_KIND_COHERENT:
@@ -102,13 +95,9 @@ static int alloc_memory(const struct dmaprobe_session *s, struct dmaprobe_alloca
 		a->addr = sg_dma_address(a->sgt->sgl);
 		return 0;
 	}
-	if (!a->cpu)
-		return -ENOMEM;
-
-	ret = zero_unmapped(s, a);
-	if (ret)
-		free_memory(a);
-	return ret;
+	if (a->cpu)
+		zero_unmapped(s, a);
+	return a->cpu ? 0 : -ENOMEM;
 }
 
 /*
@@ -133,22 +122,19 @@ static void give_back(struct dmaprobe_session *s, struct dmaprobe_allocation *a)
 	dmaprobe_address_put(s, a->mem.obj.nr_addresses);
 }
 
-static void allocation_close_mmaps(struct dmaprobe_object *obj)
+static void allocation_disconnect(struct dmaprobe_object *obj)
 {
 	struct dmaprobe_allocation *a = to_allocation(obj);
 
 	dmaprobe_wait_for_mmaps(a);
 	unmap_mapping_range(obj->session->inode->i_mapping, dmaprobe_mmap_offset(obj->id),
 			    PAGE_ALIGN(a->mem.length), true);
-	dmaprobe_export_close_mmaps(a);
+	dmaprobe_export_revoke(a);
 }
 
 static void allocation_revoke(struct dmaprobe_object *obj)
 {
-	struct dmaprobe_allocation *a = to_allocation(obj);
-
-	dmaprobe_export_revoke(a);
-	give_back(obj->session, a);
+	give_back(obj->session, to_allocation(obj));
 }
 
 static void allocation_release(struct dmaprobe_object *obj)
@@ -160,6 +146,7 @@ static void allocation_release(struct dmaprobe_object *obj)
 		give_back(obj->session, a);
 	cancel_delayed_work_sync(&a->views_work);
 	dmaprobe_memory_free(&a->mem);
+	dma_resv_fini(&a->resv);
 	kfree_rcu(a, mem.obj.rcu);
 }
 
@@ -254,7 +241,7 @@ static int allocation_mmap(struct dmaprobe_object *obj,
 
 static const struct dmaprobe_object_type allocation_type = {
 	.release = allocation_release,
-	.close_mmaps = allocation_close_mmaps,
+	.disconnect = allocation_disconnect,
 	.revoke = allocation_revoke,
 	.end_cmd = DMAPROBE_DESTROY,
 	.has_address = true,
@@ -279,8 +266,7 @@ static int check_alloc(const struct dmaprobe_alloc *cmd)
 {
 	u64 taken = 0;
 
-	if (cmd->kind > DMAPROBE_ALLOC_KIND_NONCONTIGUOUS ||
-	    !dmaprobe_valid_dir(cmd->dir) ||
+	if (cmd->kind > DMAPROBE_ALLOC_KIND_NONCONTIGUOUS || !dmaprobe_valid_dir(cmd->dir) ||
 	    !cmd->length || cmd->length > DMAPROBE_ALLOC_MAX)
 		return -EINVAL;
 	if (cmd->kind == DMAPROBE_ALLOC_KIND_COHERENT) {
@@ -309,6 +295,18 @@ static int make_room(struct dmaprobe_session *s, u64 length)
 	return room ? 0 : dmaprobe_cancelled() ? -EINTR : -ENOMEM;
 }
 
+/* Whether the zeroes are in memory before the device has it, not in a cache or to come. */
+static bool is_cleared_first(const struct dmaprobe_session *s, const struct dmaprobe_alloc *cmd)
+{
+	if (!dmaprobe_translates(s->dd))
+		return !(cmd->attrs & DMAPROBE_ATTR_NO_KERNEL_MAPPING) ||
+		       dev_is_dma_coherent(dmaprobe_dma_dev(s));
+	/* dma_common_alloc_pages() maps memory of CMA before it clears it. */
+	return s->privileged || !IS_ENABLED(CONFIG_DMA_CMA) || want_init_on_alloc(0) ||
+	       (cmd->kind != DMAPROBE_ALLOC_KIND_NONCOHERENT &&
+		cmd->kind != DMAPROBE_ALLOC_KIND_PAGES);
+}
+
 int dmaprobe_op_alloc(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_alloc *cmd = ucmd->cmd;
@@ -326,8 +324,8 @@ int dmaprobe_op_alloc(struct dmaprobe_ucmd *ucmd)
 	if (cmd->kind == DMAPROBE_ALLOC_KIND_NONCONTIGUOUS &&
 	    !dmaprobe_one_segment(dmaprobe_dma_dev(s), cmd->length))
 		return -EINVAL;
-	if (room)
-		return room;
+	if (room || !is_cleared_first(s, cmd))
+		return room ?: -EOPNOTSUPP;
 
 	a = kzalloc_obj(*a, DMAPROBE_GFP);
 	if (!a)
@@ -335,6 +333,7 @@ int dmaprobe_op_alloc(struct dmaprobe_ucmd *ucmd)
 	spin_lock_init(&a->lock);
 	INIT_LIST_HEAD(&a->views);
 	INIT_DELAYED_WORK(&a->views_work, dmaprobe_look_at_views);
+	dma_resv_init(&a->resv);
 	mutex_init(&a->exports_lock);
 	INIT_LIST_HEAD(&a->exports);
 	a->dev = dmaprobe_dma_dev(s);
@@ -374,6 +373,7 @@ err_cancel:
 err_uncharge:
 	dmaprobe_uncharge(s, nr_taken(s, a));
 err_free:
+	dma_resv_fini(&a->resv);
 	kfree_rcu(a, mem.obj.rcu);
 	return ret;
 }

@@ -47,8 +47,7 @@ static int bench_map_page(struct dmaprobe_ucmd *ucmd, u32 count)
 		dma_addr_t addr;
 
 		addr = dma_map_page_attrs(dev, pfn_to_page(PHYS_PFN(phys)),
-					  offset_in_page(phys), PAGE_SIZE,
-					  DMA_TO_DEVICE, attrs);
+					  offset_in_page(phys), PAGE_SIZE, DMA_TO_DEVICE, attrs);
 		ret = dma_mapping_error(dev, addr);
 		if (ret)
 			return ret;

@@ -105,8 +105,7 @@ static size_t kmalloc_bytes(const struct dmaprobe_buffer_alloc *cmd)
 }
 
 static int alloc_kmalloc(struct dmaprobe_buffer *buf, unsigned long nr,
-			 const struct dmaprobe_buffer_alloc *cmd, int node,
-			 gfp_t gfp)
+			 const struct dmaprobe_buffer_alloc *cmd, int node, gfp_t gfp)
 {
 	unsigned long i;
 

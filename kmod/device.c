@@ -11,6 +11,10 @@
 
 #define DMAPROBE_MAX_DEVICES	256
 
+static bool allow_unsafe_interrupts;
+module_param(allow_unsafe_interrupts, bool, 0444);
+MODULE_PARM_DESC(allow_unsafe_interrupts, "Let users enable devices that can send any interrupt");
+
 static dev_t dmaprobe_devt;
 static DEFINE_IDA(dmaprobe_minors);
 static DEFINE_MUTEX(dmaprobe_groups_lock);
@@ -35,6 +39,7 @@ static struct dmaprobe_group *group_get(struct iommu_domain *domain)
 	group->users = 1;
 	init_rwsem(&group->lock);
 	mutex_init(&group->turn);
+	mutex_init(&group->segments);
 	mutex_init(&group->walk);
 	list_add(&group->node, &dmaprobe_groups);
 	return group;
@@ -46,8 +51,6 @@ static void group_put(struct dmaprobe_group *group)
 	if (--group->users)
 		return;
 	list_del(&group->node);
-	mutex_destroy(&group->walk);
-	mutex_destroy(&group->turn);
 	kfree(group);
 }
 
@@ -63,7 +66,6 @@ static void dmaprobe_device_free(struct device *dev)
 
 	if (dd->group)
 		group_put(dd->group);
-	mutex_destroy(&dd->lock);
 	kfree(dd);
 }
 
@@ -72,6 +74,41 @@ static struct class dmaprobe_class = {
 	.devnode = dmaprobe_devnode,
 	.dev_release = dmaprobe_device_free,
 };
+
+static int check_driver(struct device *dev, void *data)
+{
+	struct pci_dev *pdev = dev_is_pci(dev) ? to_pci_dev(dev) : NULL;
+	const struct device_driver *ours = data, *driver = READ_ONCE(dev->driver);
+
+	if (!driver || driver == ours)
+		return 0;
+	/* Bridges are always in a group with what is behind them, and map nothing. */
+	return pdev && pci_is_bridge(pdev) ? 0 : -EBUSY;
+}
+
+/* -EBUSY while another driver maps, and unmaps, in the same page tables: it does not ask us. */
+int dmaprobe_check_group(struct device *dev)
+{
+	struct iommu_group *group = iommu_group_get(dev);
+	int ret;
+
+	if (!group)
+		return 0;
+	ret = iommu_group_for_each_dev(group, dev->driver, check_driver);
+	iommu_group_put(group);
+	return ret;
+}
+
+/* Interrupts are writes, which no IOMMU translates: without isolation they can be anybody's. */
+static bool is_confined(const struct dmaprobe_device *dd)
+{
+	struct iommu_group *group = iommu_group_get(&dd->pdev->dev);
+	bool ret = group && dmaprobe_translates(dd) &&
+		   (allow_unsafe_interrupts || iommu_group_has_isolated_msi(group));
+
+	iommu_group_put(group);
+	return ret;
+}
 
 /*
  * Make the character device of a PCI device: cdev_device_add() is to make it visible,
@@ -83,8 +120,8 @@ struct dmaprobe_device *dmaprobe_device_create(struct pci_dev *pdev)
 	int minor, ret;
 
 	/* What we check before each call is what dma-direct and dma-iommu need. */
-	if (get_dma_ops(&pdev->dev)) {
-		pci_err(pdev, "DMA operations of the platform's own are not supported\n");
+	if (get_dma_ops(&pdev->dev) || pci_is_bridge(pdev)) {
+		pci_err(pdev, "a bridge, or DMA operations of the platform's own: not supported\n");
 		return ERR_PTR(-EOPNOTSUPP);
 	}
 	dd = kzalloc_obj(*dd, GFP_KERNEL);
@@ -113,6 +150,7 @@ struct dmaprobe_device *dmaprobe_device_create(struct pci_dev *pdev)
 		put_device(&dd->dev);
 		return ERR_PTR(ret);
 	}
+	dd->confined = is_confined(dd);
 	dmaprobe_limits_save(dd);
 	dmaprobe_limits_reset(dd);
 	return dd;

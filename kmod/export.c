@@ -14,7 +14,6 @@
  */
 #include <linux/dma-buf.h>
 #include <linux/dma-map-ops.h>
-#include <linux/dma-resv.h>
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/mm.h>
@@ -113,11 +112,9 @@ static struct sg_table *export_map(struct dma_buf_attachment *attach, enum dma_d
 	sgt = kzalloc_obj(*sgt, DMAPROBE_GFP);
 	if (!sgt)
 		return ERR_PTR(-ENOMEM);
-	ret = sg_alloc_table_from_pages_segment(sgt, a->mem.pages,
-						a->mem.nr_pages, 0,
+	ret = sg_alloc_table_from_pages_segment(sgt, a->mem.pages, a->mem.nr_pages, 0,
 						a->mem.nr_pages << PAGE_SHIFT,
-						longest_entry(attach->dev),
-						DMAPROBE_GFP);
+						longest_entry(attach->dev), DMAPROBE_GFP);
 	if (ret)
 		goto err_free;
 	ret = check_reach(attach, sgt, dir);
@@ -209,27 +206,19 @@ u32 dmaprobe_export_pieces(const struct dma_buf *dmabuf)
 	return dmabuf->ops == &export_ops ? exported(dmabuf)->nr_pieces : 0;
 }
 
-/* Take away what is mmapped of an allocation's dma-bufs; all of it can be found. */
-void dmaprobe_export_close_mmaps(struct dmaprobe_allocation *a)
+/* Take an allocation's memory away from those that mmap and import its dma-bufs. */
+void dmaprobe_export_revoke(struct dmaprobe_allocation *a)
 {
 	struct dmaprobe_export_link *link;
 
 	guard(mutex)(&a->exports_lock);
 	list_for_each_entry(link, &a->exports, node)
 		unmap_mapping_range(link->inode->i_mapping, 0, 0, true);
-}
-
-/* Take an allocation's memory away from those that import its dma-bufs. */
-void dmaprobe_export_revoke(struct dmaprobe_allocation *a)
-{
-	struct dmaprobe_export_link *link;
-
-	guard(mutex)(&a->exports_lock);
-	list_for_each_entry(link, &a->exports, node) {
-		dma_resv_lock(link->dmabuf->resv, NULL);
+	/* Whoever polls a dma-buf queues for it, so it is taken once. */
+	dma_resv_lock(&a->resv, NULL);
+	list_for_each_entry(link, &a->exports, node)
 		dma_buf_invalidate_mappings(link->dmabuf);
-		dma_resv_unlock(link->dmabuf->resv);
-	}
+	dma_resv_unlock(&a->resv);
 }
 
 int dmaprobe_op_export(struct dmaprobe_ucmd *ucmd)
@@ -248,7 +237,8 @@ int dmaprobe_op_export(struct dmaprobe_ucmd *ucmd)
 	}
 	/* Nobody destroys it meanwhile. It may be revoked, which then finds it to be so. */
 	ret = a->mem.pages ? -ENOMEM : -ENXIO;
-	link = a->mem.pages ? kzalloc_obj(*link, GFP_KERNEL_ACCOUNT) : NULL;
+	link = a->mem.pages && READ_ONCE(a->nr_exports) < DMAPROBE_MAX_USERS ?
+	       kzalloc_obj(*link, GFP_KERNEL_ACCOUNT) : NULL;
 	if (!link)
 		goto err_put;
 	INIT_LIST_HEAD(&link->node);
@@ -262,6 +252,7 @@ int dmaprobe_op_export(struct dmaprobe_ucmd *ucmd)
 	info.size = a->mem.nr_pages << PAGE_SHIFT;
 	info.flags = O_RDWR;
 	info.priv = link;
+	info.resv = &a->resv;
 	dmabuf = dma_buf_export(&info);
 	if (IS_ERR(dmabuf)) {
 		ret = PTR_ERR(dmabuf);

@@ -6,7 +6,6 @@
  * reservation object. That is not held while the exporter's fences are waited for.
  */
 #include <linux/dma-buf.h>
-#include <linux/dma-resv.h>
 #include <linux/fs.h>
 #include <linux/slab.h>
 
@@ -20,7 +19,7 @@ struct dmaprobe_import {
 	struct dmaprobe_object obj;
 	struct dma_buf *dmabuf;
 	struct dma_buf_attachment *attach;
-	struct sg_table *sgt;	/* NULL: taken away; under the reservation lock */
+	struct sg_table *sgt;	/* NULL: taken away; read under dmaprobe_group::walk too */
 	u8 dir;
 };
 
@@ -72,13 +71,11 @@ static int import_segments(struct dmaprobe_object *obj, struct dmaprobe_ucmd *uc
 {
 	struct dmaprobe_import *imp = container_of(obj, struct dmaprobe_import, obj);
 	struct sg_table none = {}, *sgt;
-	int ret;
 
-	dma_resv_lock(imp->dmabuf->resv, NULL);
+	guard(mutex)(&obj->session->dd->group->segments);
+	guard(mutex)(&obj->session->dd->group->walk);
 	sgt = imp->sgt ?: &none;
-	ret = dmaprobe_reply_segments(ucmd, sgt->sgl, sgt->nents);
-	dma_resv_unlock(imp->dmabuf->resv);
-	return ret;
+	return dmaprobe_reply_segments(ucmd, sgt->sgl, sgt->nents);
 }
 
 static const struct dmaprobe_object_type import_type = {

@@ -26,19 +26,14 @@ int dmaprobe_op_get_limits(struct dmaprobe_ucmd *ucmd)
 	struct dmaprobe_get_limits *cmd = ucmd->cmd;
 	struct device *dev = dmaprobe_dma_dev(ucmd->session);
 
-	cmd->props = 0;
-	if (dev_is_dma_coherent(dev))
-		cmd->props |= DMAPROBE_DEVICE_COHERENT;
-	if (dma_dev_need_sync(dev))
-		cmd->props |= DMAPROBE_DEVICE_NEED_SYNC;
-	if (dma_need_unmap(dev))
-		cmd->props |= DMAPROBE_DEVICE_NEED_UNMAP;
-	if (dma_addressing_limited(dev))
-		cmd->props |= DMAPROBE_DEVICE_ADDRESSING_LIMITED;
-	if (dmaprobe_translates(ucmd->session->dd))
-		cmd->props |= DMAPROBE_DEVICE_IOMMU;
-	if (dma_can_mmap(dev))
-		cmd->props |= DMAPROBE_DEVICE_CAN_MMAP;
+	cmd->props = (dev_is_dma_coherent(dev) ? DMAPROBE_DEVICE_COHERENT : 0) |
+		     (dma_dev_need_sync(dev) ? DMAPROBE_DEVICE_NEED_SYNC : 0) |
+		     (dma_need_unmap(dev) ? DMAPROBE_DEVICE_NEED_UNMAP : 0) |
+		     (dma_addressing_limited(dev) ? DMAPROBE_DEVICE_ADDRESSING_LIMITED : 0) |
+		     (dmaprobe_translates(ucmd->session->dd) ? DMAPROBE_DEVICE_IOMMU : 0) |
+		     (dma_can_mmap(dev) ? DMAPROBE_DEVICE_CAN_MMAP : 0) |
+		     (ucmd->session->dd->confined && !dmaprobe_check_group(dev) ?
+		      DMAPROBE_DEVICE_CONFINED : 0);
 	cmd->max_segment_size = dma_get_max_seg_size(dev);
 	cmd->dma_mask = dma_get_mask(dev);
 	cmd->coherent_dma_mask = dev->coherent_dma_mask;

@@ -13,14 +13,12 @@
 
 #include "private.h"
 
-#define DMAPROBE_FS_MAGIC	0x646d6170	/* "dmap" */
-
 static struct vfsmount *dmaprobe_mnt;
 static int dmaprobe_mnt_users;
 
 static int init_fs_context(struct fs_context *fc)
 {
-	return init_pseudo(fc, DMAPROBE_FS_MAGIC) ? 0 : -ENOMEM;
+	return init_pseudo(fc, 0x646d6170 /* "dmap" */) ? 0 : -ENOMEM;
 }
 
 static struct file_system_type dmaprobe_fs_type = {
@@ -33,10 +31,9 @@ static struct file_system_type dmaprobe_fs_type = {
 /* Make the inode of a session. */
 struct inode *dmaprobe_inode_new(void)
 {
+	int ret = simple_pin_fs(&dmaprobe_fs_type, &dmaprobe_mnt, &dmaprobe_mnt_users);
 	struct inode *inode;
-	int ret;
 
-	ret = simple_pin_fs(&dmaprobe_fs_type, &dmaprobe_mnt, &dmaprobe_mnt_users);
 	if (ret)
 		return ERR_PTR(ret);
 	inode = alloc_anon_inode(dmaprobe_mnt->mnt_sb);

@@ -112,7 +112,6 @@ static void iova_release(struct dmaprobe_object *obj)
 	WARN_ON(iova->nr_links);	/* nobody gives a space back with links */
 	if (!iova->revoked && dma_use_iova(&iova->state))
 		dma_iova_free(dmaprobe_dma_dev(obj->session), &iova->state);
-	mutex_destroy(&iova->lock);
 	kfree_rcu(iova, obj.rcu);
 }
 

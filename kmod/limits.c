@@ -105,7 +105,6 @@ void dmaprobe_limits_reset(struct dmaprobe_device *dd)
 {
 	struct device *dev = &dd->pdev->dev;
 
-	guard(mutex)(&dd->group->turn);
 	guard(rwsem_write)(&dd->group->lock);
 	reset_masks(dd);
 	dma_set_seg_boundary(dev, dd->bound_boundary);
@@ -118,13 +117,12 @@ void dmaprobe_limits_reset(struct dmaprobe_device *dd)
 /* Nobody can make an address meanwhile: that takes dmaprobe_group::lock. */
 static bool holds_addresses(const struct dmaprobe_device *dd)
 {
-	return atomic_read(&dd->nr_addresses[false]) || atomic_read(&dd->nr_addresses[true]);
+	return atomic_long_read(&dd->nr_addresses[0]) || atomic_long_read(&dd->nr_addresses[1]);
 }
 
 static int is_other_function(struct device *dev, void *self)
 {
-	return dev != self && dev_is_pci(dev) &&
-	       to_pci_dev(dev)->hdr_type == PCI_HEADER_TYPE_NORMAL;
+	return dev != self && dev_is_pci(dev) && !pci_is_bridge(to_pci_dev(dev));
 }
 
 /* Whether other functions share the IOVA allocator, to which our mask matters as well. */

@@ -39,8 +39,7 @@ static dma_addr_t mapping_map(struct device *dev, const struct dmaprobe_mapping 
 		return dma_map_single_attrs(dev, phys_to_virt(phys), m->length, m->dir, attrs);
 	case DMAPROBE_MAP_KIND_PAGE:
 		return dma_map_page_attrs(dev, pfn_to_page(PHYS_PFN(phys)),
-					  offset_in_page(phys), m->length,
-					  m->dir, attrs);
+					  offset_in_page(phys), m->length, m->dir, attrs);
 	case DMAPROBE_MAP_KIND_PHYS:
 		return dma_map_phys(dev, phys, m->length, m->dir, attrs);
 	default:

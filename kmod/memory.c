@@ -18,33 +18,44 @@
 static unsigned int session_max_mib = 1024;
 module_param(session_max_mib, uint, 0644);
 MODULE_PARM_DESC(session_max_mib, "Memory a session may allocate or pin, in MiB");
+static unsigned int device_max_mib = 1024;
+module_param(device_max_mib, uint, 0644);
+MODULE_PARM_DESC(device_max_mib, "The same of all sessions without CAP_IPC_LOCK of a device");
+
+#define mib_limit(parameter)	((unsigned long)READ_ONCE(parameter) << (20 - PAGE_SHIFT))
 
 /* mmap offset: the id above, the offset in the object in the lower 32 bits. */
 #define MMAP_ID_SHIFT		32
 
+/* Count up to a limit: never above it, not for a moment, in which others would be refused. */
+bool dmaprobe_count_below(atomic_long_t *count, unsigned long nr, unsigned long limit)
+{
+	long old = atomic_long_read(count);
+
+	do {
+		if (nr > limit || (unsigned long)old > limit - nr)
+			return false;
+	} while (!atomic_long_try_cmpxchg(count, &old, old + nr));
+	return true;
+}
+
 /*
  * Charge memory to a session, before it is allocated.
  *
- * The session's own limit holds for everybody, RLIMIT_MEMLOCK for sessions that were
- * opened without CAP_IPC_LOCK. Returns 0, or -ENOMEM.
+ * The session's own limit holds for everybody; without CAP_IPC_LOCK at open() so do RLIMIT_MEMLOCK
+ * and, last since all share it, device_max_mib. Returns 0, or -ENOMEM.
  */
 int dmaprobe_charge(struct dmaprobe_session *s, unsigned long nr)
 {
-	unsigned long limit = (unsigned long)READ_ONCE(session_max_mib)
-			      << (20 - PAGE_SHIFT);
-
-	if (atomic_long_add_return(nr, &s->nr_pages) > limit)
-		goto over_session;
-	if (s->user) {
-		limit = rlimit(RLIMIT_MEMLOCK) >> PAGE_SHIFT;
-		if (atomic_long_add_return(nr, &s->user->locked_vm) > limit)
-			goto over_user;
+	if (!dmaprobe_count_below(&s->nr_pages, nr, mib_limit(session_max_mib)))
+		return -ENOMEM;
+	if (!s->user)
+		return 0;
+	if (dmaprobe_count_below(&s->user->locked_vm, nr, rlimit(RLIMIT_MEMLOCK) >> PAGE_SHIFT)) {
+		if (dmaprobe_count_below(&s->dd->nr_pages, nr, mib_limit(device_max_mib)))
+			return 0;
+		atomic_long_sub(nr, &s->user->locked_vm);
 	}
-	return 0;
-
-over_user:
-	atomic_long_sub(nr, &s->user->locked_vm);
-over_session:
 	atomic_long_sub(nr, &s->nr_pages);
 	return -ENOMEM;
 }
@@ -52,8 +63,10 @@ over_session:
 /* Undo dmaprobe_charge(). */
 void dmaprobe_uncharge(struct dmaprobe_session *s, unsigned long nr)
 {
-	if (s->user)
+	if (s->user) {
 		atomic_long_sub(nr, &s->user->locked_vm);
+		atomic_long_sub(nr, &s->dd->nr_pages);
+	}
 	atomic_long_sub(nr, &s->nr_pages);
 }
 

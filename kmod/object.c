@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* Ids and lifetime of what a session holds: see struct dmaprobe_object_type. */
+#include <linux/dma-map-ops.h>
 #include <linux/jiffies.h>
 #include <linux/moduleparam.h>
 #include <linux/nospec.h>
@@ -19,31 +20,23 @@ MODULE_PARM_DESC(device_max_addresses,
 /*
  * Count DMA addresses that a session is about to make: behind each are a node of the IOVA
  * allocator, whose searches take longer the more there are, and page tables, for which
- * nobody is charged. Returns 0; -EPERM while the limits of the device are those of a
- * privileged session, and this one is not; -ENOSPC when there are too many.
+ * nobody is charged. Returns 0; -ENOSPC when there are too many; -EPERM for an unprivileged session
+ * while the limits are those of a privileged one, or where zeroes may stay in the CPU's caches.
  */
 int dmaprobe_address_get(struct dmaprobe_session *s, u32 n)
 {
+	unsigned long limit = s->privileged ? LONG_MAX : READ_ONCE(device_max_addresses);
 	struct dmaprobe_device *dd = s->dd;
-	int nr = atomic_add_return(n, &dd->nr_addresses[s->privileged]);
-	int ret;
 
-	if (s->privileged)
-		return 0;
-	if (dd->widened)
-		ret = -EPERM;
-	else if ((unsigned int)nr > READ_ONCE(device_max_addresses))
-		ret = -ENOSPC;
-	else
-		return 0;
-	atomic_sub(n, &dd->nr_addresses[false]);
-	return ret;
+	if (!s->privileged && (dd->widened || !dev_is_dma_coherent(&dd->pdev->dev)))
+		return -EPERM;
+	return dmaprobe_count_below(&dd->nr_addresses[s->privileged], n, limit) ? 0 : -ENOSPC;
 }
 
 /* Undo dmaprobe_address_get(). */
 void dmaprobe_address_put(struct dmaprobe_session *s, u32 n)
 {
-	atomic_sub(n, &s->dd->nr_addresses[s->privileged]);
+	atomic_long_sub(n, &s->dd->nr_addresses[s->privileged]);
 }
 
 /*
@@ -227,9 +220,9 @@ void dmaprobe_objects_teardown(struct dmaprobe_session *s)
 	xa_for_each(&s->objects, id, obj) {
 		while (obj->type->drain && obj->type->drain(obj))
 			teardown_pause(group, &since);
-		if (obj->type->close_mmaps) {
+		if (obj->type->disconnect) {
 			up_read(&group->lock);
-			obj->type->close_mmaps(obj);
+			obj->type->disconnect(obj);
 			down_read(&group->lock);
 		}
 		xa_erase(&s->objects, id);

@@ -6,7 +6,7 @@
  *	   version, what else struct dmaprobe_op has for it)
  */
 OP(GET_INFO, get_info, attrs, .read_only = true, .writeback = true)
-OP(GET_LIMITS, get_limits, __reserved, .read_only = true, .writeback = true)
+OP(GET_LIMITS, get_limits, __reserved, .read_only = true, .may_block = true, .writeback = true)
 OP(GET_DOMAIN, get_domain, driver, .read_only = true, .may_block = true, .writeback = true)
 OP(GET_STATS, get_stats, pinned, .read_only = true, .may_block = true, .writeback = true)
 OP(GET_IOVA_STATE, get_iova_state, bounced, .read_only = true, .writeback = true)

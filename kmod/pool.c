@@ -43,7 +43,6 @@ static void pool_release(struct dmaprobe_object *obj)
 
 	dma_pool_destroy(p->pool);
 	dmaprobe_uncharge(obj->session, p->nr_chunks * p->chunk_pages);
-	mutex_destroy(&p->lock);
 	kfree_rcu(p, obj.rcu);
 }
 

@@ -2,8 +2,8 @@
 /*
  * What the files of the module share.
  *
- * A call goes from a front (ioctl, uring.c, run.c) through dispatch.c to the handler
- * in the file of its object, and from there to the kernel's DMA API.
+ * A call goes from a front (ioctl, uring.c, run.c) through dispatch.c to the handler in the file of
+ * its object, and from there to the kernel's DMA API.
  *
  * Lock order:
  *
@@ -18,17 +18,16 @@
  *	        xa_lock of dmaprobe_session::objects
  *	      dmaprobe_pool::lock	how much of a pool is in use
  *	      dmaprobe_allocation::exports_lock	its dma-bufs
- *	        dma_buf::resv		one dma-buf: who maps it, revoking it
+ *	        dma_buf::resv		who maps a dma-buf, or others of the same allocation
+ *	        dmaprobe_group::segments	see there
  *	          dmaprobe_group::walk	see there
  *	          dmaprobe_allocation::lock	who mmaps or exports an allocation
  *
- * mmap() and the VMAs it makes run under mmap_lock, so they must not take
- * dmaprobe_group::lock, nor may anybody wait for mmap_lock, which a program can keep.
- * What other devices' users do to a dma-buf runs under the lock of its reservation
- * object; that takes none of the locks above it either.
+ * mmap() and the VMAs it makes run under mmap_lock, so they must not take dmaprobe_group::lock, nor
+ * may anybody wait for mmap_lock, which a program can keep. What other devices' users do to a
+ * dma-buf runs under resv, and takes none of the locks above it either.
  *
- * No fault of the caller's memory is taken under any of these: a fault handler in
- * user space could stall unplug indefinitely.
+ * No fault of the caller's memory is taken under any of these: who handles it could stall unplug.
  */
 #ifndef DMAPROBE_PRIVATE_H
 #define DMAPROBE_PRIVATE_H
@@ -36,6 +35,7 @@
 #include <linux/cdev.h>
 #include <linux/cleanup.h>
 #include <linux/device.h>
+#include <linux/dma-resv.h>
 #include <linux/iommu.h>
 #include <linux/mutex.h>
 #include <linux/pci.h>
@@ -68,13 +68,12 @@ struct dmaprobe_group {
 	struct iommu_domain *domain;
 	unsigned int users;
 	struct rw_semaphore lock;
-
-	/* Whoever else wants the lock waits for one call that writes, not for many. */
-	struct mutex turn;
+	struct mutex turn;	/* of those that want the lock for writing, one waits for it */
+	struct mutex segments;	/* of those that read an import's segments, one waits for walk */
 
 	/*
-	 * Held by a walk of the page tables, and when an exporter takes a dma-buf's
-	 * memory away, which unmaps it without dmaprobe_group::lock.
+	 * Held by a walk of the page tables, by who reads an import's segments, and when an
+	 * exporter takes a dma-buf's memory away, which unmaps it without dmaprobe_group::lock.
 	 */
 	struct mutex walk;
 };
@@ -90,6 +89,7 @@ struct dmaprobe_device {
 
 	/* Fixed from probe to unplug. */
 	struct iommu_domain *domain;	/* of the DMA API; NULL without IOMMU */
+	bool confined;			/* by the IOMMU, with its interrupts */
 	u64 bound_mask;			/* as found at probe, at most 32 bits */
 	u64 bound_coherent_mask;
 	u64 bound_boundary;
@@ -106,7 +106,8 @@ struct dmaprobe_device {
 	size_t direct_max;		/* dma_max_mapping_size() for what is set */
 
 	/* DMA addresses held by unprivileged and by privileged sessions. */
-	atomic_t nr_addresses[2];
+	atomic_long_t nr_addresses[2];
+	atomic_long_t nr_pages;		/* of sessions without CAP_IPC_LOCK */
 
 	struct mutex lock;		/* the list */
 	struct list_head sessions;
@@ -180,14 +181,11 @@ struct dmaprobe_run_state {
 struct dmaprobe_object_type {
 	void (*release)(struct dmaprobe_object *obj);
 
-	/*
-	 * Do a bounded part of what release() would otherwise do at a stretch, and
-	 * return whether there is more. Called by teardown only.
-	 */
+	/* Teardown only: do a bounded part of release(), and return whether there is more. */
 	bool (*drain)(struct dmaprobe_object *obj);
 
-	/* Take what is mmapped away, before revoke(). Without dmaprobe_group::lock. */
-	void (*close_mmaps)(struct dmaprobe_object *obj);
+	/* Take it from who mmaps or imports it, before revoke(); without dmaprobe_group::lock. */
+	void (*disconnect)(struct dmaprobe_object *obj);
 
 	/*
 	 * Give back what must not outlast the session or the device, though
@@ -291,6 +289,7 @@ struct dmaprobe_memory {
 	u32 first_offset;
 };
 
+bool dmaprobe_count_below(atomic_long_t *count, unsigned long nr, unsigned long limit);
 int dmaprobe_charge(struct dmaprobe_session *s, unsigned long nr);
 void dmaprobe_uncharge(struct dmaprobe_session *s, unsigned long nr);
 
@@ -376,7 +375,8 @@ struct dmaprobe_allocation {
 	struct list_head views;
 	struct delayed_work views_work;
 
-	struct mutex exports_lock;	/* outside of the reservation locks */
+	struct dma_resv resv;		/* of all its dma-bufs */
+	struct mutex exports_lock;	/* outside of it */
 	unsigned int nr_exports;
 	struct list_head exports;
 };
@@ -396,7 +396,6 @@ void dmaprobe_wait_for_mmaps(struct dmaprobe_allocation *a);
 /* export.c, import.c */
 extern const struct dma_buf_attach_ops dmaprobe_import_ops;
 const struct dmaprobe_device *dmaprobe_import_device(const struct dma_buf_attachment *attach);
-void dmaprobe_export_close_mmaps(struct dmaprobe_allocation *a);
 void dmaprobe_export_revoke(struct dmaprobe_allocation *a);
 u32 dmaprobe_export_pieces(const struct dma_buf *dmabuf);
 
@@ -416,6 +415,7 @@ int dmaprobe_reply_segment(struct dmaprobe_ucmd *ucmd, dma_addr_t addr, size_t l
 /* device.c */
 struct dmaprobe_device *dmaprobe_device_create(struct pci_dev *pdev);
 void dmaprobe_device_unplug(struct dmaprobe_device *dd);
+int dmaprobe_check_group(struct device *dev);
 
 /* session.c */
 extern const struct file_operations dmaprobe_fops;
@@ -465,8 +465,7 @@ static inline u64 dmaprobe_granule(const struct dmaprobe_device *dd)
 static inline bool dmaprobe_one_segment(struct device *dev, u64 length)
 {
 	length = PAGE_ALIGN(length);
-	return length <= dma_get_max_seg_size(dev) &&
-	       length - 1 <= dma_get_seg_boundary(dev);
+	return length <= dma_get_max_seg_size(dev) && length - 1 <= dma_get_seg_boundary(dev);
 }
 
 /* The values of enum dma_data_direction that a mapping can have. */

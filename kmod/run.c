@@ -10,12 +10,11 @@ int dmaprobe_op_run(struct dmaprobe_ucmd *ucmd)
 	struct dmaprobe_run_op __user *uops = u64_to_user_ptr(cmd->ops);
 	struct dmaprobe_run_state state = {};
 	int ret = 0;
-	u32 i;
 
 	if (ucmd->run || !cmd->nr_ops || cmd->nr_ops > DMAPROBE_RUN_MAX)
 		return -EINVAL;
 	/* Fail before there is a result that cannot be written. */
-	for (i = 0; i < cmd->nr_ops; i++)
+	for (u32 i = 0; i < cmd->nr_ops; i++)
 		if (put_user(-ECANCELED, &uops[i].result))
 			return -EFAULT;
 	if (put_user(0, &((struct dmaprobe_run __user *)ucmd->ubuffer)->done))

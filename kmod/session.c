@@ -79,10 +79,8 @@ static int dmaprobe_release(struct inode *inode, struct file *file)
 				dmaprobe_limits_reset(dd);
 		}
 	}
-	if (s->user)
-		free_uid(s->user);
+	free_uid(s->user);
 	dmaprobe_inode_put(s->inode);
-	mutex_destroy(&s->teardown);
 	kfree(s);
 	return 0;
 }

@@ -135,8 +135,7 @@ static int check_entry(const struct dmaprobe_device *dd, phys_addr_t phys, u64 l
 
 	if (dmaprobe_translates(dd))
 		start &= dmaprobe_granule(dd) - 1;
-	return length > dma_get_max_seg_size(dev) || length - 1 > boundary - start ?
-	       -EINVAL : 0;
+	return length > dma_get_max_seg_size(dev) || length - 1 > boundary - start ? -EINVAL : 0;
 }
 
 /* The entry before, and how much IOVA space the list takes so far. */
@@ -175,8 +174,7 @@ static int lay_out(const struct dmaprobe_device *dd, struct dmaprobe_layout *lay
 	return lay->length > LIST_MAX_LENGTH ? -EINVAL : 0;
 }
 
-static int list_fill(struct dmaprobe_ucmd *ucmd,
-		     struct dmaprobe_sg *list,
+static int list_fill(struct dmaprobe_ucmd *ucmd, struct dmaprobe_sg *list,
 		     const struct dmaprobe_sg_entry *entry)
 {
 	const struct dmaprobe_device *dd = ucmd->session->dd;

@@ -33,30 +33,6 @@ struct dmaprobe_walk {
 	u64 expected;		/* offset in it */
 };
 
-/* Another driver's function changes the page tables as well, and does not ask us. */
-static int check_driver(struct device *dev, void *data)
-{
-	struct pci_dev *pdev = dev_is_pci(dev) ? to_pci_dev(dev) : NULL;
-	const struct device_driver *ours = data, *driver = READ_ONCE(dev->driver);
-
-	if (!driver || driver == ours)
-		return 0;
-	/* Bridges are always in a group with what is behind them, and map nothing. */
-	return pdev && pdev->hdr_type != PCI_HEADER_TYPE_NORMAL ? 0 : -EBUSY;
-}
-
-static int check_group(struct device *dev)
-{
-	struct iommu_group *group = iommu_group_get(dev);
-	int ret;
-
-	if (!group)
-		return 0;
-	ret = iommu_group_for_each_dev(group, dev->driver, check_driver);
-	iommu_group_put(group);
-	return ret;
-}
-
 static phys_addr_t translate_one(const struct dmaprobe_device *dd, u64 iova)
 {
 	const struct iommu_domain_geometry *geometry = &dd->domain->geometry;
@@ -86,7 +62,7 @@ static int read_tables(struct dmaprobe_walk *w, u64 iova)
 		return -ENODEV;
 	if (!dd->domain)
 		return -EOPNOTSUPP;
-	ret = check_group(&dd->pdev->dev);
+	ret = dmaprobe_check_group(&dd->pdev->dev);
 	if (ret)
 		return ret;
 	guard(mutex)(&dd->group->walk);
@@ -244,8 +220,7 @@ int dmaprobe_op_translate(struct dmaprobe_ucmd *ucmd)
 	w.mem = NULL;
 	w.expected = 0;
 	if (!cmd->length || cmd->length > TRANSLATE_MAX_LENGTH ||
-	    check_add_overflow(cmd->iova, cmd->length, &w.end) ||
-	    !cmd->nr_extents)
+	    check_add_overflow(cmd->iova, cmd->length, &w.end) || !cmd->nr_extents)
 		return -EINVAL;
 	if ((cmd->flags & DMAPROBE_TRANSLATE_PHYS) && !capable(CAP_SYS_ADMIN))
 		return -EPERM;

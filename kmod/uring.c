@@ -19,8 +19,7 @@ static bool sqe_is_plain(const struct io_uring_cmd *ioucmd, unsigned int issue_f
 	    READ_ONCE(sqe->addr3) || READ_ONCE(sqe->__pad2[0]))
 		return false;
 	/* The second half of a large SQE is the command's. */
-	return !(issue_flags & IO_URING_F_SQE128) ||
-	       !memchr_inv(sqe + 1, 0, sizeof(*sqe));
+	return !(issue_flags & IO_URING_F_SQE128) || !memchr_inv(sqe + 1, 0, sizeof(*sqe));
 }
 
 int dmaprobe_uring_cmd(struct io_uring_cmd *ioucmd, unsigned int issue_flags)

@@ -11,8 +11,7 @@
  * device's DMA. The legacy group attach is refused by the IOMMU core.
  *
  * BARs and bus mastering: nobody, or sessions that asked with DMAPROBE_ENABLE, or users of
- * VFIO, who reset the function. That holds for all functions that VFIO resets together: of
- * a slot or a bus, or one alone.
+ * VFIO, who reset the function. All functions that VFIO resets together go together.
  */
 #include <linux/capability.h>
 #include <linux/delay.h>
@@ -34,8 +33,7 @@ static struct dmaprobe_device *to_dd(struct vfio_device *vdev)
 	return container_of(vdev, struct dmaprobe_vfio_device, core.vdev)->dd;
 }
 
-/* How long a function is left without bus mastering after a reset. */
-#define QUIET_MS	200
+#define QUIET_MS	200	/* without bus mastering, after a reset */
 
 /* Who enabled which function. Not held during a reset. */
 static DEFINE_MUTEX(registers_lock);
@@ -87,9 +85,12 @@ static int reset_for_next_user(const struct dmaprobe_device *dd, struct pci_dev 
 	/* As pci_reset_function(); but unbinding holds the function's lock as long as it likes. */
 	if (bridge)
 		pci_dev_lock(bridge);
+	/* Under its lock the function stays ours. A reset puts the command register back. */
 	if (pci_dev_trylock(pdev)) {
-		/* Under its lock the function stays ours. */
-		ret = READ_ONCE(dd->unplugged) ? -ENODEV : pci_reset_function_locked(pdev);
+		if (!READ_ONCE(dd->unplugged)) {
+			pci_clear_master(pdev);
+			ret = pci_reset_function_locked(pdev);
+		}
 		pci_dev_unlock(pdev);
 		ret = ret && !capable(CAP_SYS_RAWIO) ? -EPERM : 0;
 	}
@@ -101,15 +102,21 @@ static int reset_for_next_user(const struct dmaprobe_device *dd, struct pci_dev 
 	return ret;
 }
 
+/* A device that reaches more than sessions map is for callers who may do that anyway. */
+static bool may_master(const struct dmaprobe_device *dd, struct pci_dev *pdev)
+{
+	return (dd->confined && !dmaprobe_check_group(&pdev->dev)) || capable(CAP_SYS_RAWIO);
+}
+
 static int registers_get(struct dmaprobe_session *s)
 {
 	struct dmaprobe_device *dd = s->dd;
-	int ret;
+	u16 cmd;
 
 	if (!dd->enable_users) {
-		ret = pci_enable_device(dd->pdev);
-		if (ret)
-			return ret;
+		/* Decoding goes when a reset by sysfs meets others who write the register. */
+		pci_read_config_word(dd->pdev, PCI_COMMAND, &cmd);
+		pci_write_config_word(dd->pdev, PCI_COMMAND, cmd | PCI_COMMAND_MEMORY);
 		pci_set_master(dd->pdev);
 	}
 	/* Of several users, any can have left something. */
@@ -126,13 +133,9 @@ void dmaprobe_disable(struct dmaprobe_session *s)
 	struct dmaprobe_device *dd = s->dd;
 
 	guard(mutex)(&registers_lock);
-	if (!s->enabled)
-		return;
+	if (s->enabled && !--dd->enable_users)
+		pci_clear_master(dd->pdev);
 	s->enabled = false;
-	if (--dd->enable_users)
-		return;
-	pci_clear_master(dd->pdev);
-	pci_disable_device(dd->pdev);
 }
 
 int dmaprobe_op_enable(struct dmaprobe_ucmd *ucmd)
@@ -154,6 +157,8 @@ int dmaprobe_op_enable(struct dmaprobe_ucmd *ucmd)
 			return -ENODEV;
 		if (s->enabled)
 			return 0;
+		if (!may_master(dd, dd->pdev))
+			return -EPERM;
 		if (dd->resetting || vfio_has(dd))
 			return -EBUSY;
 		if (dd->enable_users || !dd->used || uid_eq(dd->used_by, s->uid))
@@ -176,6 +181,8 @@ static int dmaprobe_vfio_open_device(struct vfio_device *vdev)
 	struct dmaprobe_device *dd = to_dd(vdev);
 	int ret;
 
+	if (!may_master(dd, core->pdev))
+		return -EPERM;
 	/* From here on VFIO counts it as open: see vfio_has(). */
 	scoped_guard(mutex, &registers_lock) {
 		if (sessions_have(vdev->dev_set))
@@ -184,6 +191,8 @@ static int dmaprobe_vfio_open_device(struct vfio_device *vdev)
 		dd->used_by = INVALID_UID;
 	}
 	ret = vfio_pci_core_enable(core);
+	/* VFIO takes it for on, since it enables the device. What it finds, it restores. */
+	pci_intx(core->pdev, !ret && !core->nointx);
 	if (!ret)
 		vfio_pci_core_finish_enable(core);
 	return ret;
@@ -237,10 +246,16 @@ static int dmaprobe_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 
 	vdev->dd = dd;
 	dev_set_drvdata(&pdev->dev, &vdev->core);
+	ret = pci_enable_device(pdev);
+	if (ret)
+		goto err_unplug;
+	/* What others have left on; and each first enabling switches INTx on, which is nobody's. */
+	pci_clear_master(pdev);
+	pci_intx(pdev, 0);
 	ret = vfio_pci_core_register_device(&vdev->core);
 	if (ret) {
 		pci_err(pdev, "cannot register with VFIO: %pe\n", ERR_PTR(ret));
-		goto err_unplug;
+		goto err_disable;
 	}
 	ret = cdev_device_add(&dd->cdev, &dd->dev);
 	if (ret) {
@@ -251,6 +266,8 @@ static int dmaprobe_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 
 err_unregister:
 	vfio_pci_core_unregister_device(&vdev->core);
+err_disable:
+	pci_disable_device(pdev);
 err_unplug:
 	dmaprobe_device_unplug(dd);
 err_put:
@@ -268,6 +285,7 @@ static void dmaprobe_remove(struct pci_dev *pdev)
 
 	dmaprobe_device_unplug(to_dd(&core->vdev));
 	vfio_pci_core_unregister_device(core);
+	pci_disable_device(pdev);
 	vfio_put_device(&core->vdev);
 }
 

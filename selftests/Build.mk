@@ -1,101 +1,54 @@
 # SPDX-License-Identifier: GPL-2.0-only
-# The test programs: dmaprobe-selftest wants the module and a device,
-# dmaprobe-unittest runs anywhere. dmaprobe-conformance tests the platform; the
-# tool runs it ("dmaprobe check").
+# The test programs. dmaprobe-selftest needs the module and a device, dmaprobe-unittest runs
+# anywhere. dmaprobe-conformance judges the platform; "dmaprobe check" runs it.
 
-SELFTEST_SRCS := \
-	selftests/abi.cc \
-	selftests/alloc.cc \
-	selftests/arena.cc \
-	selftests/attrs.cc \
-	selftests/boundary.cc \
-	selftests/boundary_charge.cc \
-	selftests/boundary_device.cc \
-	selftests/boundary_lists.cc \
-	selftests/boundary_objects.cc \
-	selftests/boundary_tables.cc \
-	selftests/boundary_time.cc \
-	selftests/buffer.cc \
-	selftests/calls.cc \
-	selftests/cost.cc \
-	selftests/dmabuf.cc \
-	selftests/engine.cc \
-	selftests/failnth.cc \
-	selftests/fixture.cc \
-	selftests/fuzz.cc \
-	selftests/iova.cc \
-	selftests/ktap.cc \
-	selftests/library.cc \
-	selftests/lifecycle.cc \
-	selftests/limits.cc \
-	selftests/main.cc \
-	selftests/mapping.cc \
-	selftests/nvme.cc \
-	selftests/ops.cc \
-	selftests/permissions.cc \
-	selftests/pin.cc \
-	selftests/pool.cc \
-	selftests/races.cc \
-	selftests/reach.cc \
-	selftests/reach_calls.cc \
-	selftests/reach_model.cc \
-	selftests/resource.cc \
-	selftests/ring.cc \
-	selftests/run.cc \
-	selftests/sg.cc \
-	selftests/stuck.cc \
-	selftests/system.cc \
-	selftests/target.cc \
-	selftests/testdev.cc \
-	selftests/tool.cc \
-	selftests/unplug.cc \
-	selftests/uring.cc \
-	selftests/vfio.cc
+SUPPORT_SRCS := $(wildcard selftests/support/*.cc)
+SELFTEST_SRCS := $(wildcard selftests/module/*/*.cc selftests/library/*.cc selftests/engines/*.cc selftests/tool/*.cc)
+UNITTEST_SRCS := $(wildcard selftests/unit/*.cc)
+CONFORMANCE_SRCS := $(wildcard selftests/conformance/*.cc)
 
-UNITTEST_SRCS := \
-	selftests/fixture.cc \
-	selftests/ktap.cc \
-	selftests/main.cc \
-	selftests/system.cc \
-	selftests/unit_engine.cc \
-	selftests/unit_fault.cc \
-	selftests/unit_ktap.cc \
-	selftests/unit_library.cc \
-	selftests/unit_pci.cc \
-	selftests/unit_types.cc \
-	selftests/uring.cc
-
-CONFORMANCE_SRCS := \
-	selftests/conformance/check.cc \
-	selftests/conformance/device.cc \
-	selftests/fixture.cc \
-	selftests/ktap.cc \
-	selftests/main.cc \
-	selftests/system.cc \
-	selftests/target.cc \
-	selftests/uring.cc
-
-# Half of what a check from nothing takes is to compile the tests. What they cost matters
-# only where costs are measured.
+# Compiling the tests is half of a check from nothing. Their own speed matters only where
+# costs are measured.
 $(BUILD)/obj/selftests/%.o: CXXFLAGS += -O0
-$(BUILD)/obj/selftests/cost.o $(BUILD)/obj/selftests/uring.o: CXXFLAGS += -O2
+$(BUILD)/obj/selftests/module/abi/cost.o $(BUILD)/obj/selftests/support/uring.o: CXXFLAGS += -O2
+$(BUILD)/obj/selftests/%.o: CPPFLAGS += -Iselftests
 
 # It embeds both.
-$(BUILD)/obj/selftests/calls.o: Documentation/api-calls.csv uapi/linux/dmaprobe.h
+$(BUILD)/obj/selftests/module/abi/api_calls.o: Documentation/api-calls.csv uapi/linux/dmaprobe.h
 
-LINK_TESTS = $(CXX) $(CXXFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(LIB_LIBS) -lgmock -lgtest -pthread
-
-$(BUILD)/selftests/dmaprobe-selftest: $(SELFTEST_SRCS:%.cc=$(BUILD)/obj/%.o) $(BUILD)/lib/libdmaprobe.a
-	$(call say,LD,$@)
+# Each program takes what it uses of support/.
+$(BUILD)/selftests/support.a: $(SUPPORT_SRCS:%.cc=$(BUILD)/obj/%.o)
+	$(call say,AR,$@)
 	@mkdir -p $(@D)
-	$(Q)$(LINK_TESTS)
+	$(Q)rm -f $@ && $(AR) rcs $@ $^
 
-$(BUILD)/selftests/dmaprobe-conformance: $(CONFORMANCE_SRCS:%.cc=$(BUILD)/obj/%.o) $(BUILD)/lib/libdmaprobe.a
-	$(call say,LD,$@)
-	@mkdir -p $(@D)
-	$(Q)$(LINK_TESTS)
+# GoogleTest has a getaddrinfo() that nothing here calls, of which the linker warns when it is
+# linked statically. (The linker's own --no-warnings hides errors as well.)
+define test_program
+$(BUILD)/selftests/$(1): $(2:%.cc=$(BUILD)/obj/%.o) $(BUILD)/selftests/support.a $(BUILD)/lib/libdmaprobe.a
+	$(call say,LD,$$@)
+	@mkdir -p $$(@D)
+	$(Q)$$(CXX) $$(CXXFLAGS) $$(LDFLAGS) -o $$@ $$^ $$(LIB_LIBS) -lgmock -lgtest -pthread \
+		2>$$@.log; code=$$$$?; grep -v 'MakeConnection()\|getaddrinfo' $$@.log >&2; \
+		rm -f $$@.log; exit $$$$code
+endef
+$(eval $(call test_program,dmaprobe-selftest,$(SELFTEST_SRCS)))
+$(eval $(call test_program,dmaprobe-unittest,$(UNITTEST_SRCS)))
+$(eval $(call test_program,dmaprobe-conformance,$(CONFORMANCE_SRCS)))
 
-$(BUILD)/selftests/dmaprobe-unittest: $(UNITTEST_SRCS:%.cc=$(BUILD)/obj/%.o) $(BUILD)/lib/libdmaprobe.a
-	$(call say,LD,$@)
-	@mkdir -p $(@D)
-	$(Q)$(LINK_TESTS)
+# The shared library exports what the public headers declare and nothing else: the manual's example,
+# the tool and the tests find all that they use of it there.
+$(BUILD)/selftests/shared.ok: $(BUILD)/lib/libdmaprobe.so.0.1 lib/exports.sh Documentation/example.cc \
+		$(TOOL_SRCS:%.cc=$(BUILD)/obj/%.o) $(SELFTEST_SRCS:%.cc=$(BUILD)/obj/%.o) \
+		$(UNITTEST_SRCS:%.cc=$(BUILD)/obj/%.o) $(BUILD)/selftests/support.a
+	$(call say,SHARED,$<)
+	$(Q)lib/exports.sh $<
+	$(Q)link() { $(CXX) $(CXXFLAGS) $(filter-out -static,$(LDFLAGS)) -o $@.tmp "$$@" $<; } && \
+		link $(filter-out -MMD -MP,$(CPPFLAGS)) Documentation/example.cc && \
+		link $(TOOL_SRCS:%.cc=$(BUILD)/obj/%.o) && \
+		link $(SELFTEST_SRCS:%.cc=$(BUILD)/obj/%.o) $(BUILD)/selftests/support.a \
+			-lgmock -lgtest -luring -pthread && \
+		link $(UNITTEST_SRCS:%.cc=$(BUILD)/obj/%.o) $(BUILD)/selftests/support.a \
+			-lgmock -lgtest -luring -pthread
+	$(Q)rm -f $@.tmp
+	$(Q)touch $@

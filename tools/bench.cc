@@ -227,6 +227,22 @@ Result<void> measure(Row& row, const Measure& once, const Args& args, std::uint6
     return {};
 }
 
+std::string_view title(std::string_view op) {
+    return op == "nop" ? "Nothing (DMAPROBE_NOP)" : "Map and unmap 4 KiB";
+}
+
+std::string describe(const Row& row) {
+    if (row.way == "module")
+        return "loop inside the module";
+    if (row.way == "run")
+        return std::format("vectored run of {} calls", row.depth);
+    if (row.way == "ring")
+        return std::format("ring, depth {}", row.depth);
+    if (row.way == "ioctl")
+        return "ioctl";
+    return "ioctl that answers ENOTTY";
+}
+
 std::expected<Report, Failure> gather(const Args& args) {
     const auto bdf = pick_device(args);
     if (!bdf)
@@ -262,6 +278,8 @@ std::expected<Report, Failure> gather(const Args& args) {
 
     double module = 0;
     for (auto& [row, once] : plan) {
+        show_progress(std::format("{} of {}: {}, {}", report.rows.size() + 1, plan.size(),
+                                  describe(row), title(row.op)));
         if (auto done = measure(row, once, args, report.rounds); !done)
             return std::unexpected(failure(done.error()));
         if (row.way == "module")
@@ -299,18 +317,6 @@ Json to_json(const Report& report, const Args& args) {
             {"repeat", args.repeat},      {"rows", rows}};
 }
 
-std::string describe(const Row& row) {
-    if (row.way == "module")
-        return "loop inside the module";
-    if (row.way == "run")
-        return std::format("vectored run of {} calls", row.depth);
-    if (row.way == "ring")
-        return std::format("ring, depth {}", row.depth);
-    if (row.way == "ioctl")
-        return "ioctl";
-    return "ioctl that answers ENOTTY";
-}
-
 void show(const Report& report, const Args& args) {
     const std::string machine = virtual_machine();
     print(std::format("What a call costs on {}, in {} per round\n", report.bdf.to_string(),
@@ -322,9 +328,8 @@ void show(const Report& report, const Args& args) {
     for (const Row& row : report.rows) {
         if (row.op != op) {
             op = row.op;
-            print(std::format("\n{:<32}{:>12}{:>12}{:>12}\n",
-                              op == "nop" ? "Nothing (DMAPROBE_NOP)" : "Map and unmap 4 KiB",
-                              "minimum", "median", "to module"));
+            print(std::format("\n{:<32}{:>12}{:>12}{:>12}\n", title(op), "minimum", "median",
+                              "to module"));
         }
         if (!row.skipped)
             print(std::format("  {:<30}{:>12.1f}{:>12.1f}{:>12.2f}\n", describe(row), row.least,

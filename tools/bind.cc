@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// dmaprobe bind, dmaprobe unbind: take a device, and give it back.
+// dmaprobe bind, dmaprobe unbind: take a device, and give it back. Their JSON obeys
+// schema/bind.schema.json and schema/unbind.schema.json.
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <format>
@@ -15,11 +17,23 @@
 namespace tool {
 
 using dmaprobe::Bdf;
-using dmaprobe::DefaultDomain;
+using dmaprobe::DomainType;
 using dmaprobe::Error;
 using dmaprobe::PciBus;
 
 namespace {
+
+/// A type of domain in sysfs' words, or in those of the kernel's command line.
+std::optional<DomainType> domain_type(std::string_view word) {
+    for (const DomainType type : {DomainType::dma, DomainType::dma_fq, DomainType::identity})
+        if (word == to_string(type))
+            return type;
+    if (word == "strict")
+        return DomainType::dma;
+    if (word == "lazy")
+        return DomainType::dma_fq;
+    return std::nullopt;
+}
 
 /// Run "modprobe dmaprobe" and keep quiet. Gives why it did not work.
 std::optional<std::string> load_module() {
@@ -80,16 +94,14 @@ int run_bind(const Args& args) {
     if (!bdf)
         return fail(args, failure(bdf.error(), exit_code::usage));
 
-    std::optional<DefaultDomain> domain;
-    for (const auto known : {DefaultDomain::strict, DefaultDomain::lazy, DefaultDomain::identity})
-        if (args.domain == to_string(known))
-            domain = known;
+    const std::optional<DomainType> domain = domain_type(args.domain);
     if (!args.domain.empty() && !domain)
-        return fail(args, {exit_code::usage,
-                           std::format("bind: there is no domain type '{}'; there are strict, lazy "
-                                       "and identity",
-                                       args.domain),
-                           EINVAL});
+        return fail(args,
+                    {exit_code::usage,
+                     std::format("bind: there is no domain type '{}'; there are DMA (strict), "
+                                 "DMA-FQ (lazy) and identity",
+                                 args.domain),
+                     EINVAL});
 
     const PciBus bus;
     auto done = bus.bind(*bdf, args.force, domain);
@@ -120,7 +132,7 @@ int run_bind(const Args& args) {
                             done->previous_driver);
     if (!done->previous_domain.empty())
         text += std::format("; its IOMMU group's domain was {} and is {}", done->previous_domain,
-                            args.domain);
+                            to_string(*domain));
     print(text + "\n");
     return exit_code::ok;
 }

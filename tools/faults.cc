@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// dmaprobe faults: follow what the IOMMU reports.
+// dmaprobe faults: follow what the IOMMU reports. Each line of its JSON obeys
+// schema/faults.schema.json.
 #include <cerrno>
 #include <chrono>
 #include <format>
 #include <optional>
+#include <utility>
 
 #include <dmaprobe/fault.h>
 
@@ -17,16 +19,6 @@ using dmaprobe::FaultWatcher;
 using std::chrono::milliseconds;
 
 namespace {
-
-Json fault_line(const Fault& fault) {
-    return {{"time_us", fault.time.count()},
-            {"bdf", fault.bdf ? Json(fault.bdf->to_string()) : Json()},
-            {"iova", fault.iova ? Json(hex(fault.iova->value())) : Json()},
-            {"access", to_string(fault.access)},
-            {"reason", fault.reason},
-            {"platform", fault.platform},
-            {"raw", fault.raw}};
-}
 
 std::string text_line(const Fault& fault) {
     const auto micros = static_cast<std::uint64_t>(fault.time.count());
@@ -54,6 +46,7 @@ int run_faults(const Args& args) {
 
     using Clock = std::chrono::steady_clock;
     constexpr milliseconds forever(std::chrono::hours(1));
+    auto overruns = watcher->overruns();
     const auto end = Clock::now() + std::chrono::seconds(args.seconds.value_or(0));
     for (unsigned seen = 0; !args.count || seen < *args.count;) {
         const auto left =
@@ -62,6 +55,8 @@ int run_faults(const Args& args) {
             break;
         const auto fault =
             requesters.empty() ? watcher->wait(left) : watcher->wait(requesters, left);
+        if (const auto lost = watcher->overruns(); lost != std::exchange(overruns, lost))
+            warn("the kernel log was overwritten before it was read: faults may be missing");
         if (!fault) {
             if (fault.error().code == ETIMEDOUT)
                 continue;
@@ -69,9 +64,7 @@ int run_faults(const Args& args) {
         }
         seen++;
         // One document on each line, for what reads them as they come.
-        print(args.json
-                  ? fault_line(*fault).dump(-1, ' ', false, Json::error_handler_t::replace) + "\n"
-                  : text_line(*fault));
+        print(args.json ? document_text(fault_json(*fault), -1) + "\n" : text_line(*fault));
     }
     return exit_code::ok;
 }

@@ -10,6 +10,7 @@
 
 #include <linux/dmaprobe.h>
 
+#include "names.h"
 #include "output.h"
 
 namespace tool {
@@ -21,7 +22,6 @@ using dmaprobe::Domain;
 using dmaprobe::DomainType;
 using dmaprobe::Engine;
 using dmaprobe::EngineTraits;
-using dmaprobe::Intake;
 using dmaprobe::Limits;
 using dmaprobe::PciDevice;
 using dmaprobe::Session;
@@ -33,16 +33,38 @@ namespace {
 struct Info {
     PciDevice device;
     dmaprobe::Info module;
-    std::string route; // empty when the device could not be opened
-    std::string why;   // why this route, or why none
+    std::string path; // empty when the device could not be opened
+    std::string why;  // why this path, or why none
     std::optional<EngineTraits> engine;
     std::string completion;   // empty when the engine did not answer
+    bool probed = true;       // whether the engine was asked
     std::string engine_error; // empty when the engine answered
     Limits limits;
     Domain domain;
     std::vector<Call> calls;
     std::string machine; // what makes it a virtual machine
 };
+
+/// Open the device and ask its engine. Somebody else may have the device open; all the rest is
+/// worth showing then too.
+void probe(Info& info, const Session& session) {
+    const auto access = DeviceAccess::open(session);
+    if (!access) {
+        info.why = failure(access.error()).message;
+        info.engine_error = "the device cannot be reached";
+        return;
+    }
+    info.path = to_string(access->path());
+    info.why = access->why();
+    if (!info.engine)
+        return;
+    if (const auto engine = Engine::probe(session, *access)) {
+        info.engine = (*engine)->traits();
+        info.completion = to_string((*engine)->completion());
+    } else {
+        info.engine_error = failure(engine.error()).message;
+    }
+}
 
 std::expected<Info, Failure> gather(const Args& args) {
     const auto bdf = pick_device(args);
@@ -72,27 +94,16 @@ std::expected<Info, Failure> gather(const Args& args) {
     info.calls = dmaprobe::kernel_calls(info.module);
     info.machine = virtual_machine();
 
-    // Somebody else may have the device open; all the rest is worth showing then too.
     if (const auto* traits = Engine::find({.vendor = info.device.vendor,
                                            .device = info.device.device,
                                            .class_code = info.device.class_code}))
         info.engine = *traits;
-    const auto access = DeviceAccess::open(*session);
-    if (access) {
-        info.route = to_string(access->route());
-        info.why = access->why();
-        if (info.engine) {
-            if (const auto engine = Engine::probe(*session, *access)) {
-                info.engine = (*engine)->traits();
-                info.completion = to_string((*engine)->completion());
-            } else {
-                info.engine_error = failure(engine.error()).message;
-            }
-        }
-    } else {
-        info.why = failure(access.error()).message;
-        info.engine_error = "the device cannot be reached";
-    }
+    // The table of calls needs no device.
+    info.probed = !args.no_engine && (args.json || !args.calls);
+    if (!info.probed)
+        info.why = "not opened (--no-engine)";
+    else
+        probe(info, *session);
     return info;
 }
 
@@ -102,7 +113,7 @@ Json engine_json(const Info& info) {
     const EngineTraits& engine = *info.engine;
     return {{"name", engine.name},
             {"description", engine.description},
-            {"ready", info.engine_error.empty()},
+            {"ready", info.probed ? Json(info.engine_error.empty()) : Json()},
             {"error", or_null(info.engine_error)},
             {"emulated", engine.emulated},
             {"sees_read_faults", engine.sees_read_faults},
@@ -113,7 +124,7 @@ Json engine_json(const Info& info) {
             {"block", engine.block.value()},
             {"segment_edge", engine.segment_edge.value()},
             {"device_memory", engine.device_memory.value()},
-            {"intake", to_string(engine.intake)},
+            {"read_effect", to_string(engine.read_effect)},
             {"completion", or_null(info.completion)}};
 }
 
@@ -124,6 +135,7 @@ Json limits_json(const Limits& limits) {
             {"addressing_limited", limits.addressing_limited},
             {"iommu", limits.iommu},
             {"can_mmap", limits.can_mmap},
+            {"confined", limits.confined},
             {"dma_mask", hex(limits.dma_mask)},
             {"coherent_dma_mask", hex(limits.coherent_dma_mask)},
             {"required_mask", hex(limits.required_mask)},
@@ -147,125 +159,115 @@ Json to_json(const Info& info) {
             {"kernel", kernel_release()},
             {"virtual_machine", or_null(info.machine)},
             {"abi", {{"module", info.module.abi_version}, {"tool", DMAPROBE_ABI_VERSION}}},
-            {"access", {{"route", or_null(info.route)}, {"why", info.why}}},
+            {"access", {{"path", or_null(info.path)}, {"why", info.why}}},
             {"engine", engine_json(info)},
             {"limits", limits_json(info.limits)},
             {"domain", domain_json(info.domain)},
             {"calls", calls}};
 }
 
-void line(std::string_view what, std::string_view value) {
-    print(std::format("  {:<18} {}\n", what, value));
-}
-
 /// Of which accesses the device notices that the IOMMU stopped it.
-std::string_view faults_text(const dmaprobe::EngineTraits& engine) {
+std::string_view faults_text(const EngineTraits& engine) {
     if (engine.sees_read_faults)
-        return engine.sees_write_faults ? "of reads and writes" : "of reads";
-    return engine.sees_write_faults ? "of writes" : "no";
+        return engine.sees_write_faults ? "it sees faults of reads and writes"
+                                        : "it sees faults of reads";
+    return engine.sees_write_faults ? "it sees faults of writes" : "it sees no faults";
 }
 
-std::string yes_no(bool value) {
-    return value ? "yes" : "no";
-}
-
-std::string_view intake_text(Intake intake) {
-    switch (intake) {
-    case Intake::stores:
-        return "the device stores there what it reads";
-    case Intake::compares:
-        return "the device compares what it reads with that";
-    case Intake::none:
-        break;
-    }
-    return "the device reads nothing";
-}
-
-void tell_engine(const Info& info) {
-    print("\nEngine\n");
-    if (!info.engine) {
-        line("name", "none can drive this device");
-        return;
-    }
+std::string engine_text(const Info& info) {
+    if (!info.engine)
+        return field("engine", "none can drive this device");
     const EngineTraits& engine = *info.engine;
-    line("name", std::format("{}: {}{}", engine.name, engine.description,
-                             engine.emulated ? " (emulated)" : ""));
-    line("ready", info.engine_error.empty() ? "yes" : "no: " + info.engine_error);
-    line("DMA mask",
-         std::format("{:#x} ({} bits)", engine.dma_mask, std::bit_width(engine.dma_mask)));
-    line("one transfer", std::format("up to {}, in steps of {}", size_text(engine.max_transfer),
-                                     size_text(engine.block)));
-    line("own memory",
-         std::format("{}; {}", size_text(engine.device_memory), intake_text(engine.intake)));
-    line("completion", info.completion.empty() ? "unknown" : info.completion);
-    line("sees faults", faults_text(engine));
+    const std::string state = !info.probed                ? "not probed"
+                              : info.engine_error.empty() ? "ready"
+                                                          : "not ready: " + info.engine_error;
+    std::string text = field("engine", std::format("{}: {}{}; {}", engine.name, engine.description,
+                                                   engine.emulated ? " (emulated)" : "", state));
+    text += field("", std::format("reaches {} bits, moves up to {} in steps of {}",
+                                  std::bit_width(engine.dma_mask), size_text(engine.max_transfer),
+                                  size_text(engine.block)));
+    text +=
+        field("", std::format("{}{}", faults_text(engine),
+                              info.completion.empty() ? "" : "; completion by " + info.completion));
+    return text;
 }
 
-void tell_limits(const Limits& limits) {
-    print("\nLimits, as the DMA API reports them\n");
-    line("streaming mask", hex(limits.dma_mask));
-    line("coherent mask", hex(limits.coherent_dma_mask));
-    line("required mask", hex(limits.required_mask));
-    line("bus limit", limits.bus_dma_limit ? hex(limits.bus_dma_limit) : "none");
-    line("largest mapping", size_text(limits.max_mapping_size));
-    line("optimal mapping", size_text(limits.opt_mapping_size));
-    line("largest segment", size_text(limits.max_segment_size));
-    line("segment boundary", hex(limits.segment_boundary_mask));
-    line("merge boundary",
-         limits.merge_boundary ? hex(limits.merge_boundary) : "0: DMA segments cannot be merged");
-    line("alignment mask", hex(limits.min_align_mask));
-    line("cache alignment", size_text(limits.cache_alignment));
-    line("coherent", yes_no(limits.coherent));
-    line("needs sync", yes_no(limits.need_sync));
-    line("needs unmap", yes_no(limits.need_unmap));
-    line("addressing limited", yes_no(limits.addressing_limited));
-    line("IOMMU translates", yes_no(limits.iommu));
-    line("coherent mmap", yes_no(limits.can_mmap));
+std::string limits_text(const Limits& limits) {
+    std::string text =
+        field("DMA mask", std::format("{:#x}, coherent {:#x}, required {:#x}{}", limits.dma_mask,
+                                      limits.coherent_dma_mask, limits.required_mask,
+                                      limits.bus_dma_limit
+                                          ? std::format(", bus limit {:#x}", limits.bus_dma_limit)
+                                          : ""));
+    text +=
+        field("largest mapping", std::format("{}, optimal {}", size_text(limits.max_mapping_size),
+                                             size_text(limits.opt_mapping_size)));
+    text += field("segments",
+                  std::format("up to {}, boundary {:#x}, {}", size_text(limits.max_segment_size),
+                              limits.segment_boundary_mask,
+                              limits.merge_boundary
+                                  ? std::format("merge boundary {:#x}", limits.merge_boundary)
+                                  : "never merged"));
+    text += field("coherent", std::format("{}; {}, {}{}", limits.coherent ? "yes" : "no",
+                                          limits.need_sync ? "needs sync" : "needs no sync",
+                                          limits.need_unmap ? "needs unmap" : "needs no unmap",
+                                          limits.addressing_limited ? ", addressing limited" : ""));
+    text +=
+        field("confined", limits.confined
+                              ? "yes: users can enable it (trust-boundary.rst)"
+                              : "no: users need CAP_SYS_RAWIO to enable it (trust-boundary.rst)");
+    return text;
 }
 
-void tell_domain(const Info& info) {
-    const Domain& domain = info.domain;
-    print("\nIOMMU domain\n");
-    std::string_view meaning;
-    switch (domain.type) {
+std::string_view meaning(DomainType type) {
+    switch (type) {
     case DomainType::none:
-        meaning = " (no IOMMU)";
-        break;
+        return " (no IOMMU)";
     case DomainType::identity:
-        meaning = " (addresses pass through)";
-        break;
+        return " (addresses pass through)";
     case DomainType::dma:
-        meaning = " (strict: translations are dropped at once)";
-        break;
+        return " (strict: translations are dropped at once)";
     case DomainType::dma_fq:
-        meaning = " (lazy: translations may be dropped later)";
-        break;
+        return " (lazy: translations may be dropped later)";
     case DomainType::other:
         break;
     }
-    line("type", std::format("{}{}", to_string(domain.type), meaning));
+    return "";
+}
+
+std::string domain_text(const Info& info) {
+    const Domain& domain = info.domain;
+    std::string text =
+        field("domain", std::format("{}{}", to_string(domain.type), meaning(domain.type)));
     if (domain.type == DomainType::none)
-        return;
-    line("IOMMU", std::format("{} ({}){}", domain.iommu, domain.driver,
-                              info.machine.empty()
-                                  ? ""
-                                  : std::format("; emulated, this is a virtual machine ({})",
-                                                info.machine)));
+        return text;
     std::string sizes;
     for (const Size size : page_sizes(domain))
         sizes += (sizes.empty() ? "" : ", ") + size_text(size);
-    line("page sizes", sizes.empty() ? "none" : sizes);
+    text += field("page sizes", sizes.empty() ? "none" : sizes);
     if (domain.aperture_end != domain.aperture_start)
-        line("aperture", std::format("{:#x} - {:#x}", domain.aperture_start.value(),
-                                     domain.aperture_end.value()));
-    for (const auto& region : domain.regions) {
-        line("reserved",
-             std::format("{:#x} - {:#x}  {}", region.start.value(),
-                         region.start.value() + region.length.value() - 1, to_string(region.type)));
-    }
+        text += field("aperture", std::format("{:#x} - {:#x}", domain.aperture_start.value(),
+                                              domain.aperture_end.value()));
+    for (const auto& region : domain.regions)
+        text += field("reserved", std::format("{:#x} - {:#x} {}", region.start.value(),
+                                              region.start.value() + region.length.value() - 1,
+                                              to_string(region.type)));
+    return text;
 }
 
-void tell_calls(const std::vector<Call>& calls) {
+/// How many calls there are of each kind.
+std::string count_calls(const std::vector<Call>& calls) {
+    const auto count = [&](CallStatus status) {
+        return std::ranges::count(calls, status, &Call::status);
+    };
+    return field("calls", std::format("{} can be driven; missing in this kernel: {}, driven by no "
+                                      "command: {}, gone: {} (--calls names them)",
+                                      count(CallStatus::offered), count(CallStatus::missing),
+                                      count(CallStatus::not_driven), count(CallStatus::gone)));
+}
+
+void show_calls(const std::vector<Call>& calls) {
+    std::string text;
     std::size_t width = 0;
     for (const Call& call : calls)
         width = std::max(width, call.name.size());
@@ -280,33 +282,43 @@ void tell_calls(const std::vector<Call>& calls) {
           Section{CallStatus::gone, "Calls of older kernels that are gone"}}) {
         if (std::ranges::find(calls, status, &Call::status) == calls.end())
             continue;
-        print(std::format("\n{}\n", title));
+        text += std::format("{}{}\n", text.empty() ? "" : "\n", title);
         for (const Call& call : calls) {
             if (call.status == status)
-                print(std::format("  {:<{}} {}\n", call.name, width, call.detail));
+                text += std::format("  {:<{}} {}\n", call.name, width, call.detail);
         }
     }
+    print(text);
 }
 
 void show(const Info& info) {
     const PciDevice& device = info.device;
-    print(std::format("Device {}\n", device.bdf.to_string()));
-    line("id", std::format("{:04x}:{:04x}, class {:06x}", device.vendor, device.device,
-                           device.class_code));
-    line("kernel", kernel_release());
-    line("ABI", std::format("module {}, tool {}", info.module.abi_version, DMAPROBE_ABI_VERSION));
-    line("BARs through",
-         std::format("{}: {}", info.route.empty() ? "nothing" : info.route, info.why));
+    const std::string names = names_text(names_of(device));
+    std::string text =
+        std::format("{}  {:04x}:{:04x}, class {:06x}{}\n", device.bdf.to_string(), device.vendor,
+                    device.device, device.class_code, names.empty() ? "" : "  " + names);
+    text +=
+        field("kernel", std::format("{}; ABI of the module {}, of the tool {}", kernel_release(),
+                                    info.module.abi_version, DMAPROBE_ABI_VERSION));
+    text += field("BARs through",
+                  info.probed
+                      ? std::format("{}: {}", info.path.empty() ? "nothing" : info.path, info.why)
+                      : info.why);
     if (device.group) {
         std::string members;
         for (const auto& member : device.group_members)
             members += (members.empty() ? "; shared with " : ", ") + member.bdf.to_string();
-        line("IOMMU group", std::format("{}{}", *device.group, members));
+        text += field("IOMMU group", std::format("{}{}", *device.group, members));
     }
-    tell_engine(info);
-    tell_limits(info.limits);
-    tell_domain(info);
-    tell_calls(info.calls);
+    if (info.domain.type != DomainType::none)
+        text += field("IOMMU",
+                      std::format("{} ({}){}", info.domain.iommu, info.domain.driver,
+                                  info.machine.empty()
+                                      ? ""
+                                      : std::format("; emulated, this is a virtual machine ({})",
+                                                    info.machine)));
+    print(text + domain_text(info) + limits_text(info.limits) + engine_text(info) +
+          count_calls(info.calls));
 }
 
 } // namespace
@@ -317,6 +329,8 @@ int run_info(const Args& args) {
         return fail(args, info.error());
     if (args.json)
         print_json(to_json(*info));
+    else if (args.calls)
+        show_calls(info->calls);
     else
         show(*info);
     return exit_code::ok;

@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// dmaprobe list: the PCI devices of this machine.
+// dmaprobe list: the PCI devices of this machine. Its JSON obeys schema/list.schema.json.
 #include <algorithm>
-#include <array>
 #include <format>
+#include <string>
+#include <vector>
 
+#include "names.h"
 #include "output.h"
 
 namespace tool {
 
 namespace {
 
-using Row = std::array<std::string, 8>;
-
 std::string dash(const std::string& text) {
     return text.empty() ? "-" : text;
 }
 
-Row row_of(const dmaprobe::PciDevice& device) {
+std::vector<std::string> row_of(const dmaprobe::PciDevice& device) {
     return {device.bdf.to_string(),
             std::format("{:04x}:{:04x}", device.vendor, device.device),
             std::format("{:06x}", device.class_code),
@@ -24,16 +24,19 @@ Row row_of(const dmaprobe::PciDevice& device) {
             device.group ? std::to_string(*device.group) : "-",
             dash(device.group_type),
             dash(device.iommu),
-            dash(device.engine)};
+            dash(device.engine),
+            names_text(names_of(device))};
 }
 
 } // namespace
 
 int run_list(const Args& args) {
     const dmaprobe::PciBus bus;
-    const auto devices = bus.devices();
+    auto devices = bus.devices();
     if (!devices)
         return fail(args, failure(devices.error()));
+    if (args.bound)
+        std::erase_if(*devices, [](const auto& device) { return device.driver != "dmaprobe"; });
 
     if (args.json) {
         Json list = Json::array();
@@ -43,20 +46,16 @@ int run_list(const Args& args) {
         return exit_code::ok;
     }
 
-    std::vector<Row> rows{{"BDF", "ID", "CLASS", "DRIVER", "GROUP", "DOMAIN", "IOMMU", "ENGINE"}};
+    std::vector<std::vector<std::string>> rows{
+        {"BDF", "ID", "CLASS", "DRIVER", "GROUP", "DOMAIN", "IOMMU", "ENGINE", "NAME"}};
     for (const auto& device : *devices)
         rows.push_back(row_of(device));
-    std::array<std::size_t, std::tuple_size_v<Row>> widths{};
-    for (const Row& row : rows) {
-        for (std::size_t i = 0; i < row.size(); ++i)
-            widths[i] = std::max(widths[i], row[i].size());
-    }
-    for (const Row& row : rows) {
-        std::string line;
-        for (std::size_t i = 0; i < row.size(); ++i)
-            line += i + 1 < row.size() ? std::format("{:<{}}  ", row[i], widths[i]) : row[i];
-        print(line + "\n");
-    }
+    // Without pci.ids there are none.
+    if (std::all_of(rows.begin() + 1, rows.end(),
+                    [](const auto& row) { return row.back().empty(); }))
+        for (auto& row : rows)
+            row.pop_back();
+    print(columns(rows));
     return exit_code::ok;
 }
 

@@ -48,12 +48,17 @@ constexpr std::array verbs{
     Verb{"bench", "measure what calls cost", Verb::Bdf::none, false, nullptr, bench_topics},
 };
 
-void add_device(CLI::App& app, Args& args, bool required) {
+void add_device(CLI::App& app, Args& args, bool required,
+                std::string_view without = "the one device that is bound") {
     auto* bdf = app.add_option("BDF", args.bdf,
                                required ? "PCI address, such as 0000:01:00.0"
-                                        : "PCI address; may be left out when one is bound");
+                                        : std::format("PCI address; without it, {}", without));
     if (required)
         bdf->required();
+    // An unset variable of a script's is not the wish for any device.
+    bdf->check([](const std::string& text) {
+        return text.empty() ? std::string("'' is no PCI address") : std::string();
+    });
 }
 
 int usage(const Args& args, std::string message) {
@@ -69,17 +74,29 @@ std::string verb_names() {
 
 int run_version(const Args& args) {
     if (args.json)
-        print_json({{"version", DMAPROBE_VERSION_STRING}, {"abi_version", DMAPROBE_ABI_VERSION}});
+        print_json(
+            {{"tool_version", DMAPROBE_VERSION_STRING}, {"abi_version", DMAPROBE_ABI_VERSION}});
     else
         print(std::format("dmaprobe {} (ABI {})\n", DMAPROBE_VERSION_STRING, DMAPROBE_ABI_VERSION));
     return exit_code::ok;
+}
+
+/// Whether a word asks for a document on stdout.
+bool is_json(std::string_view word) {
+    return word == "--json" || word == "--json=-";
 }
 
 int run(int argc, char** argv) {
     const std::vector<std::string_view> words(argv + std::min(argc, 1), argv + argc);
     Args args;
     // Needed before the command line is known to be right: its errors are reported as JSON too.
-    args.json = std::ranges::find(words, "--json") != words.end();
+    args.json = std::ranges::any_of(words, is_json);
+    // Both may be given: one document goes to stdout, and the same into the file.
+    constexpr std::string_view json_file = "--json=";
+    std::optional<std::string_view> file;
+    for (const std::string_view word : words)
+        if (word.starts_with(json_file) && !is_json(word))
+            file = word.substr(json_file.size());
 
     CLI::App app("Drive the Linux kernel's DMA-mapping API against a real PCI device, and prove "
                  "what happened.",
@@ -88,7 +105,10 @@ int run(int argc, char** argv) {
                "machine lacks what it needs.\n"
                "The manual: man dmaprobe");
     bool version = false;
-    app.add_flag("--json", args.json, "one JSON document on stdout, errors included");
+    std::string read_above;
+    app.add_flag("--json{-}", read_above,
+                 "one JSON document on stdout, errors included; check also takes --json=FILE")
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
     app.add_flag("--version", version, "show the version and exit");
 
     int (*run)(const Args&) = nullptr;
@@ -96,14 +116,24 @@ int run(int argc, char** argv) {
         auto* sub = app.add_subcommand(std::string(verb.name), std::string(verb.summary));
         sub->fallthrough();
         if (verb.bdf != Verb::Bdf::none)
-            add_device(*sub, args, verb.bdf == Verb::Bdf::required);
+            add_device(*sub, args, verb.bdf == Verb::Bdf::required,
+                       verb.run == run_faults ? "all devices" : "the one device that is bound");
         if (verb.force)
             sub->add_flag("--force", args.force,
-                          "also when a driver has the device or its IOMMU group is shared");
+                          verb.run == run_check
+                              ? "also when drivers use other functions of its IOMMU group"
+                              : "also when a driver has the device or its IOMMU group is shared");
+        if (verb.run == run_list)
+            sub->add_flag("--bound", args.bound, "only devices that are bound to dmaprobe");
+        if (verb.run == run_info) {
+            sub->add_flag("--calls", args.calls, "name the calls of the DMA API instead");
+            sub->add_flag("--no-engine", args.no_engine,
+                          "do not open the device to ask its engine, which resets it by VFIO");
+        }
         if (verb.run == run_bind)
             sub->add_option("--domain", args.domain,
-                            "the type of its IOMMU group's domain, until unbind: strict, lazy or "
-                            "identity");
+                            "the type of its IOMMU group's domain, until unbind: DMA (or strict), "
+                            "DMA-FQ (or lazy), identity");
         if (verb.run == run_faults) {
             sub->add_option("--count", args.count, "end after so many");
             sub->add_option("--seconds", args.seconds, "end after so long");
@@ -114,6 +144,10 @@ int run(int argc, char** argv) {
                 ->allow_extra_args(false); // the next word is the BDF
             sub->add_flag("--list", args.list, "name the checks, and run none");
             sub->add_option("--junit", args.junit, "also write JUnit's XML into this file");
+            sub->add_flag("--ktap", args.ktap, "print KTAP in place of text for people");
+            sub->footer(std::format("--json=FILE writes the document into a file, and prints "
+                                    "besides.\n\n{}",
+                                    app.get_footer()));
         }
         if (verb.topics.empty())
             continue;
@@ -164,6 +198,12 @@ int run(int argc, char** argv) {
             what += " (dmaprobe --help)";
         return usage(args, what);
     }
+    // Not before it is known that the file is meant: an error would be written into it.
+    if (file && (chosen == verbs.end() || chosen->run != run_check))
+        return usage(args, "--json takes a file in check only; the document goes to stdout");
+    if (file && file->empty())
+        return usage(args, "check: --json= lacks the name of a file");
+    args.json_file = file.value_or("");
     if (version)
         return run_version(args);
     if (chosen == verbs.end())
@@ -182,9 +222,11 @@ namespace {
 void on_sigbus(int) {
     constexpr std::string_view message =
         "dmaprobe: the device was unplugged: its registers are gone\n";
-    constexpr std::string_view document = "{\n  \"error\": {\n    \"message\": \"the device was "
-                                          "unplugged: its registers are gone\",\n"
-                                          "    \"errno\": \"ENODEV\",\n    \"exit\": 1\n  }\n}\n";
+    static_assert(schema_version == 1);
+    constexpr std::string_view document =
+        "{\n  \"version\": 1,\n  \"error\": {\n    \"message\": \"the device was "
+        "unplugged: its registers are gone\",\n"
+        "    \"errno\": \"ENODEV\",\n    \"exit\": 1\n  }\n}\n";
     [[maybe_unused]] ssize_t written = ::write(STDERR_FILENO, message.data(), message.size());
 
     if (json_wanted)
@@ -198,8 +240,7 @@ void on_sigbus(int) {
 void end_on_sigbus(int argc, char** argv) {
     struct sigaction action{};
 
-    json_wanted =
-        std::any_of(argv, argv + argc, [](std::string_view word) { return word == "--json"; });
+    json_wanted = std::any_of(argv, argv + argc, is_json);
     action.sa_handler = on_sigbus;
     ::sigaction(SIGBUS, &action, nullptr);
 }
@@ -216,6 +257,7 @@ int main(int argc, char** argv) {
         args.json = tool::json_wanted != 0;
         code = tool::fail(args, {tool::exit_code::failed, error.what(), 0});
     }
+    tool::clear_progress();
     // Output that was not written, on a full disk for one, is a failure.
     if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
         std::fputs("dmaprobe: the output could not be written\n", stderr);

@@ -2,14 +2,21 @@
 // What the verbs share.
 #include "output.h"
 
+#include <algorithm>
 #include <bit>
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <format>
 #include <fstream>
 #include <limits>
+#include <utility>
 
+#include <sys/ioctl.h>
 #include <sys/utsname.h>
+#include <unistd.h>
+
+#include "names.h"
 
 namespace tool {
 
@@ -26,26 +33,116 @@ Failure failure(const Error& error, int exit) {
 }
 
 int fail(const Args& args, const Failure& failure) {
-    if (args.json) {
-        print_json({{"error",
-                     {{"message", failure.message},
-                      {"errno", failure.code ? Json(dmaprobe::errno_name(failure.code)) : Json()},
-                      {"exit", failure.exit}}}});
-    }
-    std::fflush(stdout);
-    const std::string line = std::format("dmaprobe: {}\n", failure.message);
-    std::fputs(line.c_str(), stderr);
+    const Json document = {
+        {"error",
+         {{"message", failure.message},
+          {"errno", failure.code ? Json(dmaprobe::errno_name(failure.code)) : Json()},
+          {"exit", failure.exit}}}};
+    if (args.json)
+        print_json(document);
+    if (!args.json_file.empty())
+        std::ofstream(args.json_file) << document_text(document) << '\n';
+    warn(failure.message);
     return failure.exit;
 }
 
 void print(std::string_view text) {
+    clear_progress();
     std::fwrite(text.data(), 1, text.size(), stdout);
     std::fflush(stdout);
 }
 
-void print_json(const Json& document) {
+void warn(std::string_view text) {
+    clear_progress();
+    std::fflush(stdout);
+    std::fputs(std::format("dmaprobe: {}\n", text).c_str(), stderr);
+}
+
+std::string document_text(const Json& document, int indent) {
+    Json whole = {{"version", schema_version}};
+    whole.update(document);
     // Device and kernel texts are not ours: whatever is no UTF-8 is replaced.
-    print(document.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+    return whole.dump(indent, ' ', false, Json::error_handler_t::replace);
+}
+
+void print_json(const Json& document) {
+    print(document_text(document) + "\n");
+}
+
+namespace {
+
+bool colours() {
+    static const bool wanted = [] {
+        const char* no = std::getenv("NO_COLOR"); // https://no-color.org
+        const char* terminal = std::getenv("TERM");
+        return ::isatty(STDOUT_FILENO) != 0 && (no == nullptr || *no == '\0') &&
+               (terminal == nullptr || std::string_view(terminal) != "dumb");
+    }();
+    return wanted;
+}
+
+bool progress_shown = false;
+
+} // namespace
+
+std::string paint(Colour colour, std::string_view text) {
+    if (!colours())
+        return std::string(text);
+    int code = 0;
+    switch (colour) {
+    case Colour::red:
+        code = 31;
+        break;
+    case Colour::green:
+        code = 32;
+        break;
+    case Colour::yellow:
+        code = 33;
+        break;
+    case Colour::dim:
+        code = 2;
+        break;
+    }
+    return std::format("\x1b[{}m{}\x1b[0m", code, text);
+}
+
+std::string field(std::string_view label, std::string_view value) {
+    return std::format("  {:<17} {}\n", label, value);
+}
+
+std::string columns(const std::vector<std::vector<std::string>>& rows) {
+    std::vector<std::size_t> widths;
+    for (const auto& row : rows) {
+        widths.resize(std::max(widths.size(), row.size()));
+        for (std::size_t i = 0; i < row.size(); ++i)
+            widths[i] = std::max(widths[i], row[i].size());
+    }
+    std::string text;
+    for (const auto& row : rows) {
+        for (std::size_t i = 0; i + 1 < row.size(); ++i)
+            text += std::format("{:<{}}  ", row[i], widths[i]);
+        text += row.back();
+        text.resize(text.find_last_not_of(' ') + 1); // the last may be empty
+        text += '\n';
+    }
+    return text;
+}
+
+void show_progress(std::string_view text) {
+    winsize size{};
+
+    if (::isatty(STDERR_FILENO) == 0)
+        return;
+    // A line that wraps could not be removed.
+    const bool known = ::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1;
+    const std::size_t room = known ? size.ws_col - 1U : 79U;
+    std::fputs(std::format("\r\x1b[K{}", text.substr(0, room)).c_str(), stderr);
+    progress_shown = true;
+}
+
+void clear_progress() {
+    if (std::exchange(progress_shown, false))
+        std::fputs("\r\x1b[K", stderr);
 }
 
 Json or_null(std::string_view text) {
@@ -94,11 +191,15 @@ Json device_json(const PciDevice& device) {
         }
         group = {{"id", *device.group}, {"type", or_null(device.group_type)}, {"members", members}};
     }
+    const Names names = names_of(device);
     return {
         {"bdf", device.bdf.to_string()},
         {"vendor", std::format("{:04x}", device.vendor)},
         {"device", std::format("{:04x}", device.device)},
         {"class", std::format("{:06x}", device.class_code)},
+        {"vendor_name", or_null(names.vendor)},
+        {"device_name", or_null(names.device)},
+        {"class_name", or_null(names.class_name)},
         {"driver", or_null(device.driver)},
         {"group", group},
         {"iommu", or_null(device.iommu)},
@@ -135,6 +236,16 @@ Json domain_json(const dmaprobe::Domain& domain) {
             {"iommu", or_null(domain.iommu)},
             {"driver", or_null(domain.driver)},
             {"reserved", reserved}};
+}
+
+Json fault_json(const dmaprobe::Fault& fault) {
+    return {{"time_us", fault.time.count()},
+            {"bdf", fault.bdf ? Json(fault.bdf->to_string()) : Json()},
+            {"iova", fault.iova ? Json(hex(fault.iova->value())) : Json()},
+            {"access", to_string(fault.access)},
+            {"reason", fault.reason},
+            {"platform", fault.platform},
+            {"raw", fault.raw}};
 }
 
 std::string virtual_machine() {

@@ -12,6 +12,7 @@
 #include <nlohmann/json.hpp>
 
 #include <dmaprobe/bdf.h>
+#include <dmaprobe/fault.h>
 #include <dmaprobe/pci.h>
 #include <dmaprobe/query.h>
 #include <dmaprobe/result.h>
@@ -33,10 +34,15 @@ inline constexpr int skipped = 4;
 
 /// What was given on the command line.
 struct Args {
-    bool json = false;
+    bool json = false;     ///< the document on stdout, in place of text
+    std::string json_file; ///< check: the document into this file, besides what is printed
     bool force = false;
     std::string bdf;
     std::string domain; // bind
+    bool bound = false; // list
+    // info
+    bool calls = false;
+    bool no_engine = false;
     // bench
     bool icount = false;
     unsigned rounds = 4096;
@@ -48,6 +54,7 @@ struct Args {
     bool list = false;
     std::vector<std::string> only;
     std::string junit;
+    bool ktap = false;
 };
 
 /// What a verb can be asked for: a word behind it.
@@ -89,13 +96,35 @@ struct Failure {
 /// Make a failure of an error of the library.
 Failure failure(const dmaprobe::Error& error, int exit = exit_code::failed);
 
-/// Report a failure: a line on stderr, with --json also a document on stdout. Gives the exit code.
+/// Report a failure: a line on stderr, with --json also a document. Gives the exit code.
 int fail(const Args& args, const Failure& failure);
 
 /// Print text on stdout; what follows appears at once.
 void print(std::string_view text);
-/// Print the one JSON document.
+/// Print a line on stderr, in the tool's name.
+void warn(std::string_view text);
+
+/// The version of the schemas in schema/, which each document names. It is raised when a member
+/// goes, or changes its meaning.
+inline constexpr int schema_version = 1;
+/// A document as text on one line or, by default, on several; its first member is the version.
+std::string document_text(const Json& document, int indent = 2);
+/// Print a document on stdout.
 void print_json(const Json& document);
+
+enum class Colour { red, green, yellow, dim };
+/// The text in a colour where stdout is a terminal and NO_COLOR is not set.
+std::string paint(Colour colour, std::string_view text);
+/// One line of a report: "  label          value".
+std::string field(std::string_view label, std::string_view value);
+/// Rows as columns, each as wide as its longest text.
+std::string columns(const std::vector<std::vector<std::string>>& rows);
+
+/// Show what a verb is at, in one line of stderr, where that is a terminal. The next output takes
+/// its place.
+void show_progress(std::string_view text);
+/// Remove that line.
+void clear_progress();
 
 /// The text, or null when it is empty.
 Json or_null(std::string_view text);
@@ -105,12 +134,14 @@ std::string hex(std::uint64_t value);
 Json size_json(dmaprobe::Size size);
 /// A size for a person: "4 KiB", "unlimited".
 std::string size_text(dmaprobe::Size size);
-/// A device as `list` and `info` show it.
+/// A device as `list`, `info` and `check` show it.
 Json device_json(const dmaprobe::PciDevice& device);
 /// The page sizes of an IOMMU domain, the smallest first.
 std::vector<dmaprobe::Size> page_sizes(const dmaprobe::Domain& domain);
 /// An IOMMU domain as `info` and `check` show it.
 Json domain_json(const dmaprobe::Domain& domain);
+/// A fault as `faults` and `demo` show it.
+Json fault_json(const dmaprobe::Fault& fault);
 
 /// Whether this machine is a virtual one, whose IOMMU is emulated then: what says so, or nothing.
 std::string virtual_machine();

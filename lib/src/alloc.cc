@@ -48,7 +48,7 @@ Result<Alloc> Alloc::create(const Session& session, AllocKind kind, Size length,
         return std::unexpected(std::move(done.error()));
 
     Alloc alloc;
-    alloc.channel_ = session.channel();
+    alloc.channel_ = ChannelOf::get(session);
     alloc.id_ = arg.id;
     alloc.kind_ = kind;
     alloc.direction_ = options.direction;

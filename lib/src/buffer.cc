@@ -48,7 +48,7 @@ Result<Buffer> Buffer::alloc(const Session& session, BufferKind kind, Size lengt
         return std::unexpected(std::move(done.error()));
 
     Buffer buffer;
-    buffer.channel_ = session.channel();
+    buffer.channel_ = ChannelOf::get(session);
     buffer.id_ = arg.id;
     buffer.kind_ = kind;
     buffer.length_ = length;
@@ -75,7 +75,7 @@ Result<Buffer> Buffer::pin(const Session& session, std::span<const std::byte> me
     if (auto done = session.call(DMAPROBE_BUFFER_PIN, "buffer_pin", arg); !done)
         return std::unexpected(std::move(done.error()));
     Buffer buffer;
-    buffer.channel_ = session.channel();
+    buffer.channel_ = ChannelOf::get(session);
     buffer.id_ = arg.id;
     buffer.kind_ = BufferKind::pinned;
     buffer.length_ = Size(memory.size());

@@ -22,7 +22,7 @@ static_assert(offsetof(CallOp, arg) == offsetof(dmaprobe_run_op, arg));
 
 CallList::CallList(const Session& session, References references, std::size_t most)
     : state_(std::make_unique<State>()) {
-    state_->channel = session.channel();
+    state_->channel = ChannelOf::get(session);
     state_->references = references;
     state_->most = most;
 }
@@ -143,15 +143,24 @@ Result<void> CallList::result(std::size_t call) const {
                                      : std::string(explain(state_->ops[call].command, error))});
 }
 
+std::size_t CallList::index_of(const void* origin, std::size_t call) const noexcept {
+    return origin == state_.get() ? call : none;
+}
+
 Result<std::uint32_t> CallList::id_of(std::size_t call) const {
     if (auto done = result(call); !done)
         return std::unexpected(std::move(done.error()));
+    if (state_->notes[call].id == nullptr)
+        return std::unexpected(Error{EINVAL, "id", std::format("call {} makes no object", call)});
     return *state_->notes[call].id;
 }
 
 Result<Iova> CallList::addr_of(std::size_t call) const {
     if (auto done = result(call); !done)
         return std::unexpected(std::move(done.error()));
+    if (state_->notes[call].addr == nullptr)
+        return std::unexpected(
+            Error{EINVAL, "addr", std::format("call {} makes nothing with an address", call)});
     return Iova(*state_->notes[call].addr);
 }
 
@@ -178,17 +187,18 @@ Ref<Buffer> CallList::buffer_pin(std::span<std::byte> memory) {
     return made<Buffer>(arg.id, nullptr);
 }
 
-std::size_t CallList::destroy_id(std::uint32_t id) {
-    add<dmaprobe_destroy>(DMAPROBE_DESTROY, "destroy").id = id;
+std::size_t CallList::end(std::uint32_t id, std::string_view op) {
+    add<dmaprobe_destroy>(DMAPROBE_DESTROY, op).id = id;
     return size() - 1;
 }
 
 Ref<Mapping> CallList::map(const Ref<Buffer>& buffer, MapKind kind, Size buffer_offset, Size length,
                            Direction direction, Attr attrs) {
+    const std::uint32_t buffer_id = resolve(buffer, "map");
     auto& arg = add<dmaprobe_map>(DMAPROBE_MAP, "map");
     arg.kind = static_cast<std::uint32_t>(kind);
     arg.dir = static_cast<std::uint32_t>(direction);
-    arg.buffer_id = resolve(buffer, "map");
+    arg.buffer_id = buffer_id;
     arg.buffer_offset = buffer_offset.value();
     arg.length = length.value();
     arg.attrs = static_cast<std::uint64_t>(attrs);
@@ -207,8 +217,9 @@ Ref<Mapping> CallList::map_resource(unsigned bar, Size offset, Size length, Dire
 }
 
 std::size_t CallList::unmap(const Ref<Mapping>& mapping, Attr attrs) {
+    const std::uint32_t id = resolve(mapping, "unmap");
     auto& arg = add<dmaprobe_unmap>(DMAPROBE_UNMAP, "unmap");
-    arg.id = resolve(mapping, "unmap");
+    arg.id = id;
     arg.attrs = static_cast<std::uint64_t>(attrs);
     return size() - 1;
 }
@@ -254,9 +265,11 @@ Ref<IovaSpace> CallList::iova_alloc(Size length, const Ref<Buffer>& first, Size 
 std::size_t CallList::iova_link(const Ref<IovaSpace>& space, const Ref<Buffer>& buffer,
                                 Size buffer_offset, Size offset, Size length, Direction direction,
                                 Attr attrs) {
+    const std::uint32_t buffer_id = resolve(buffer, "iova_link");
+    const std::uint32_t id = resolve(space, "iova_link");
     auto& arg = add<dmaprobe_iova_link>(DMAPROBE_IOVA_LINK, "iova_link");
-    arg.id = resolve(space, "iova_link");
-    arg.buffer_id = resolve(buffer, "iova_link");
+    arg.id = id;
+    arg.buffer_id = buffer_id;
     arg.dir = static_cast<std::uint32_t>(direction);
     arg.buffer_offset = buffer_offset.value();
     arg.offset = offset.value();
@@ -267,8 +280,9 @@ std::size_t CallList::iova_link(const Ref<IovaSpace>& space, const Ref<Buffer>& 
 
 std::size_t CallList::iova_link_bar(const Ref<IovaSpace>& space, unsigned bar, Size bar_offset,
                                     Size offset, Size length, Direction direction, Attr attrs) {
+    const std::uint32_t id = resolve(space, "iova_link");
     auto& arg = add<dmaprobe_iova_link>(DMAPROBE_IOVA_LINK, "iova_link");
-    arg.id = resolve(space, "iova_link");
+    arg.id = id;
     arg.dir = static_cast<std::uint32_t>(direction);
     arg.bar = bar;
     arg.buffer_offset = bar_offset.value();
@@ -279,8 +293,9 @@ std::size_t CallList::iova_link_bar(const Ref<IovaSpace>& space, unsigned bar, S
 }
 
 std::size_t CallList::iova_sync(const Ref<IovaSpace>& space, Size offset, Size length) {
+    const std::uint32_t id = resolve(space, "iova_sync");
     auto& arg = add<dmaprobe_iova_sync>(DMAPROBE_IOVA_SYNC, "iova_sync");
-    arg.id = resolve(space, "iova_sync");
+    arg.id = id;
     arg.offset = offset.value();
     arg.length = length.value();
     return size() - 1;
@@ -288,8 +303,9 @@ std::size_t CallList::iova_sync(const Ref<IovaSpace>& space, Size offset, Size l
 
 std::size_t CallList::iova_unlink(const Ref<IovaSpace>& space, Size offset, Size length,
                                   Direction direction, Attr attrs) {
+    const std::uint32_t id = resolve(space, "iova_unlink");
     auto& arg = add<dmaprobe_iova_unlink>(DMAPROBE_IOVA_UNLINK, "iova_unlink");
-    arg.id = resolve(space, "iova_unlink");
+    arg.id = id;
     arg.dir = static_cast<std::uint32_t>(direction);
     arg.offset = offset.value();
     arg.length = length.value();
@@ -304,8 +320,9 @@ std::size_t CallList::iova_free(const Ref<IovaSpace>& space) {
 
 std::size_t CallList::iova_destroy(const Ref<IovaSpace>& space, Size mapped_len,
                                    Direction direction, Attr attrs) {
+    const std::uint32_t id = resolve(space, "iova_destroy");
     auto& arg = add<dmaprobe_iova_destroy>(DMAPROBE_IOVA_DESTROY, "iova_destroy");
-    arg.id = resolve(space, "iova_destroy");
+    arg.id = id;
     arg.dir = static_cast<std::uint32_t>(direction);
     arg.mapped_len = mapped_len.value();
     arg.attrs = static_cast<std::uint64_t>(attrs);
@@ -330,8 +347,9 @@ Ref<Pool> CallList::pool_create(Size block_size, Size align, Size boundary) {
 }
 
 Ref<PoolBlock> CallList::pool_alloc(const Ref<Pool>& pool) {
+    const std::uint32_t pool_id = resolve(pool, "pool_alloc");
     auto& arg = add<dmaprobe_pool_alloc>(DMAPROBE_POOL_ALLOC, "pool_alloc");
-    arg.pool_id = resolve(pool, "pool_alloc");
+    arg.pool_id = pool_id;
     return made<PoolBlock>(arg.id, reinterpret_cast<const std::uint64_t*>(&arg.dma_addr));
 }
 

@@ -17,7 +17,7 @@ namespace dmaprobe {
 class Ring;
 
 /// Every single command leaves through call(), by ioctl() or by the channel's ring.
-class Channel {
+class [[gnu::visibility("hidden")]] Channel {
 public:
     /// @param ring the ring to call by, or null for ioctl()
     Channel(int fd, Bdf bdf, std::string path, std::unique_ptr<Ring> ring);
@@ -47,6 +47,14 @@ private:
     std::string path_;
     Transport transport_;
     std::unique_ptr<Ring> ring_;
+};
+
+/// The channel of a session or of one of its objects.
+struct ChannelOf {
+    template <class Object>
+    static const std::shared_ptr<Channel>& get(const Object& object) noexcept {
+        return object.channel_;
+    }
 };
 
 /// What a command's errno means where that is more than the errno says, above all which capability

@@ -1,21 +1,16 @@
 // SPDX-License-Identifier: MIT
-// IOMMU faults out of the kernel log.
+// IOMMU faults in the words of their drivers.
 #include <dmaprobe/fault.h>
 
 #include <algorithm>
 #include <array>
-#include <cerrno>
 #include <charconv>
 #include <format>
-#include <limits>
 #include <span>
 #include <utility>
 
-#include <fcntl.h>
-#include <poll.h>
-#include <unistd.h>
-
 #include "file.h"
+#include "kmsg.h"
 
 namespace dmaprobe {
 
@@ -35,7 +30,7 @@ bool Fault::is_from(const Bdf& device) const noexcept {
     if (!bdf)
         return true;
     Bdf mine = *bdf;
-    if (!domain_told)
+    if (!names_domain)
         mine.domain = device.domain;
     return mine == device;
 }
@@ -127,7 +122,7 @@ bool parse_vtd(std::string_view text, Fault& fault) {
     if (!addr)
         return false;
     fault.bdf = *bdf;
-    fault.domain_told = std::ranges::count(*device, ':') == 2;
+    fault.names_domain = std::ranges::count(*device, ':') == 2;
     fault.iova = Iova(*addr);
     if (scan.after("[fault reason ") && scan.after("]"))
         fault.reason = file::trim(scan.rest());
@@ -196,7 +191,7 @@ bool parse_virtio(std::string_view text, Fault& fault) {
         return false;
     if (*endpoint <= 0xffff) {
         fault.bdf = from_requester_id(*endpoint);
-        fault.domain_told = false;
+        fault.names_domain = false;
     }
     fault.reason = std::string(*reason) + " fault";
     if (scan.rest().empty())
@@ -232,7 +227,7 @@ bool parse_riscv(std::string_view text, Fault& fault) {
         return false;
     if (*device <= 0xffff) {
         fault.bdf = from_requester_id(*device);
-        fault.domain_told = false;
+        fault.names_domain = false;
     }
     fault.reason = std::format("cause {}", *cause);
     constexpr std::uint64_t last_of_an_address = 23;
@@ -304,7 +299,7 @@ std::string smmu_event_name(std::uint64_t id) {
 void decode_smmu(std::span<const std::uint64_t> words, Fault& fault) {
     const std::uint64_t id = words[0] & 0xff;
     fault.bdf = from_requester_id(words[0] >> 32 & 0xffff);
-    fault.domain_told = false;
+    fault.names_domain = false;
     fault.reason = smmu_event_name(id);
     fault.platform = "smmuv3";
     if (id < 0x10 || id > 0x13)
@@ -346,7 +341,7 @@ bool FaultParser::take_smmu(std::string_view text, std::chrono::microseconds tim
         if (const auto bdf = Bdf::parse(*client);
             bdf && !faults.empty() && faults.back().raw.contains(*smmu)) {
             faults.back().bdf = *bdf;
-            faults.back().domain_told = true;
+            faults.back().names_domain = true;
         }
         return true;
     }
@@ -368,11 +363,7 @@ bool FaultParser::take_smmu(std::string_view text, std::chrono::microseconds tim
     return true;
 }
 
-namespace {
-
-/// The text of a record: "<prefix>,<sequence>,<microseconds>,<flags>[,more];<text>\n", which may be
-/// followed by lines of keys and values, which start with a space; and its time.
-std::string_view text_of(std::string_view record, std::chrono::microseconds& time) {
+std::string_view record_text(std::string_view record, std::chrono::microseconds& time) {
     std::string_view text = record.substr(0, record.find('\n'));
     const auto head = text.substr(0, text.find(';'));
     if (head.size() == text.size() || head.empty() ||
@@ -386,11 +377,9 @@ std::string_view text_of(std::string_view record, std::chrono::microseconds& tim
     return text;
 }
 
-} // namespace
-
 bool FaultParser::take(std::string_view record, std::deque<Fault>& faults) {
     std::chrono::microseconds time{0};
-    const std::string_view text = text_of(record, time);
+    const std::string_view text = record_text(record, time);
     for (const Parser& parser : parsers) {
         Fault fault;
         if (!parser.parse(text, fault))
@@ -408,124 +397,6 @@ std::optional<Fault> parse_fault(std::string_view record) {
     std::deque<Fault> faults;
     FaultParser().take(record, faults);
     return faults.empty() ? std::nullopt : std::optional(std::move(faults.front()));
-}
-
-Result<FaultWatcher> FaultWatcher::open(const std::string& path) {
-    file::Fd fd(::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));
-    if (!fd) {
-        const int code = errno;
-        return std::unexpected(Error{code, "fault_open",
-                                     code == EACCES || code == EPERM
-                                         ? "no permission to read the kernel log " + path
-                                         : path});
-    }
-    if (::lseek(fd.get(), 0, SEEK_END) < 0)
-        return std::unexpected(Error{errno, "fault_open", path});
-    return FaultWatcher(fd.release());
-}
-
-FaultWatcher::FaultWatcher(FaultWatcher&& other) noexcept
-    : fd_(std::exchange(other.fd_, -1)), parser_(std::move(other.parser_)),
-      pending_(std::move(other.pending_)), other_lines_(std::move(other.other_lines_)),
-      overruns_(other.overruns_) {}
-
-FaultWatcher& FaultWatcher::operator=(FaultWatcher&& other) noexcept {
-    std::swap(fd_, other.fd_);
-    std::swap(parser_, other.parser_);
-    std::swap(pending_, other.pending_);
-    std::swap(other_lines_, other.other_lines_);
-    std::swap(overruns_, other.overruns_);
-    return *this;
-}
-
-FaultWatcher::~FaultWatcher() {
-    if (fd_ >= 0)
-        ::close(fd_);
-}
-
-/// Read what is there, without waiting.
-Result<void> FaultWatcher::read_all() {
-    // One read gives one record; the kernel's longest is about 2 KiB.
-    std::array<char, 8192> record{};
-    constexpr std::size_t most_other_lines = 16;
-    for (;;) {
-        const ssize_t got = ::read(fd_, record.data(), record.size());
-        if (got > 0) {
-            const std::string_view line(record.data(), static_cast<std::size_t>(got));
-            if (parser_.take(line, pending_))
-                continue;
-            std::chrono::microseconds time{0};
-            other_lines_.emplace_back(text_of(line, time));
-            if (other_lines_.size() > most_other_lines)
-                other_lines_.pop_front();
-            continue;
-        }
-        if (got == 0 || errno == EAGAIN)
-            return {};
-        if (errno == EPIPE) {
-            // The log was overwritten under the reader, who goes on with the oldest record left.
-            ++overruns_;
-            continue;
-        }
-        if (errno != EINTR)
-            return std::unexpected(Error{errno, "fault_read", {}});
-    }
-}
-
-template <class Match>
-Result<Fault> FaultWatcher::wait_for(const Match& match, std::chrono::milliseconds deadline) {
-    using Clock = std::chrono::steady_clock;
-    const auto end = Clock::now() + deadline;
-    for (;;) {
-        const bool late = Clock::now() >= end;
-        if (auto done = read_all(); !done)
-            return std::unexpected(std::move(done.error()));
-        const auto found = std::ranges::find_if(pending_, match);
-        if (found != pending_.end()) {
-            Fault fault = std::move(*found);
-            pending_.erase(found);
-            return fault;
-        }
-        if (late)
-            return std::unexpected(Error{ETIMEDOUT, "fault_wait", "no fault was reported in time"});
-
-        const auto left = std::chrono::ceil<std::chrono::milliseconds>(end - Clock::now()).count();
-        pollfd poll{.fd = fd_, .events = POLLIN, .revents = 0};
-        const int ready = ::poll(
-            &poll, 1,
-            static_cast<int>(std::clamp<std::int64_t>(left, 0, std::numeric_limits<int>::max())));
-        if (ready < 0 && errno != EINTR)
-            return std::unexpected(Error{errno, "fault_wait", {}});
-    }
-}
-
-Result<Fault> FaultWatcher::wait(const Bdf& bdf, std::chrono::milliseconds deadline) {
-    return wait(std::span(&bdf, 1), deadline);
-}
-
-Result<Fault> FaultWatcher::wait(std::span<const Bdf> requesters,
-                                 std::chrono::milliseconds deadline) {
-    return wait_for([&](const Fault& fault) { return fault.is_from(requesters); }, deadline);
-}
-
-Result<Fault> FaultWatcher::wait(std::chrono::milliseconds deadline) {
-    return wait_for([](const Fault&) { return true; }, deadline);
-}
-
-std::vector<std::string> FaultWatcher::take_other_lines() {
-    std::vector<std::string> lines(std::make_move_iterator(other_lines_.begin()),
-                                   std::make_move_iterator(other_lines_.end()));
-    other_lines_.clear();
-    return lines;
-}
-
-Result<std::vector<Fault>> FaultWatcher::drain() {
-    if (auto done = read_all(); !done)
-        return std::unexpected(std::move(done.error()));
-    std::vector<Fault> faults(std::make_move_iterator(pending_.begin()),
-                              std::make_move_iterator(pending_.end()));
-    pending_.clear();
-    return faults;
 }
 
 } // namespace dmaprobe

@@ -96,11 +96,11 @@ Result<void> replace(const std::string& path, std::string_view text) {
     return {};
 }
 
-std::vector<std::string> names(const std::string& path) {
+Result<std::vector<std::string>> list(const std::string& path) {
     std::vector<std::string> found;
     DIR* dir = ::opendir(path.c_str());
     if (dir == nullptr)
-        return found;
+        return std::unexpected(Error{errno, "opendir", path});
     while (const dirent* entry = ::readdir(dir)) {
         if (entry->d_name[0] != '.')
             found.emplace_back(entry->d_name);
@@ -108,6 +108,10 @@ std::vector<std::string> names(const std::string& path) {
     ::closedir(dir);
     std::ranges::sort(found);
     return found;
+}
+
+std::vector<std::string> names(const std::string& path) {
+    return list(path).value_or(std::vector<std::string>());
 }
 
 std::string link_name(const std::string& path) {

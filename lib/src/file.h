@@ -44,7 +44,9 @@ std::optional<unsigned long> read_number(const std::string& path);
 Result<void> write(const std::string& path, std::string_view text);
 /// Make a file with this text, or put it in place of what the file held. Its directory is made too.
 Result<void> replace(const std::string& path, std::string_view text);
-/// Names in a directory, without dot entries, sorted. Empty when it cannot be read.
+/// Names in a directory, without dot entries, sorted.
+Result<std::vector<std::string>> list(const std::string& path);
+/// The same; empty when it cannot be read.
 std::vector<std::string> names(const std::string& path);
 /// Last part of where a symbolic link leads; empty when it is none.
 std::string link_name(const std::string& path);

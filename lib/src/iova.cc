@@ -35,7 +35,7 @@ Result<IovaSpace> IovaSpace::make(const Session& session, Size length, const Buf
                                   Size buffer_offset, std::uint32_t flags) {
     if (first != nullptr && first->id() == 0)
         return std::unexpected(Error{EBADF, "iova_alloc", "the buffer is closed"});
-    if (first != nullptr && first->channel() != session.channel())
+    if (first != nullptr && ChannelOf::get(*first) != ChannelOf::get(session))
         return std::unexpected(Error{ENOENT, "iova_alloc", "the buffer is another session's"});
     dmaprobe_iova_alloc arg{};
     arg.flags = flags;
@@ -45,7 +45,7 @@ Result<IovaSpace> IovaSpace::make(const Session& session, Size length, const Buf
     if (auto done = session.call(DMAPROBE_IOVA_ALLOC, "iova_alloc", arg); !done)
         return std::unexpected(std::move(done.error()));
     IovaSpace space;
-    space.channel_ = session.channel();
+    space.channel_ = ChannelOf::get(session);
     space.id_ = arg.id;
     space.addr_ = Iova(arg.addr);
     space.length_ = length;
@@ -128,7 +128,7 @@ Result<void> IovaSpace::link(const Buffer& buffer, Size buffer_offset, Size offs
         return ended("iova_link");
     if (buffer.id() == 0)
         return std::unexpected(Error{EBADF, "iova_link", "the buffer is closed"});
-    if (buffer.channel() != channel_)
+    if (ChannelOf::get(buffer) != channel_)
         return std::unexpected(Error{ENOENT, "iova_link", "the buffer is another session's"});
     return link(buffer.id(), 0, buffer_offset, {offset, length, direction, attrs});
 }

@@ -51,11 +51,11 @@ Result<Mapping> Mapping::map(const Buffer& buffer, MapKind kind, Size buffer_off
     arg.buffer_offset = buffer_offset.value();
     arg.length = length.value();
     arg.attrs = static_cast<std::uint64_t>(attrs);
-    if (auto done = buffer.channel()->call(DMAPROBE_MAP, "map", arg); !done)
+    if (auto done = ChannelOf::get(buffer)->call(DMAPROBE_MAP, "map", arg); !done)
         return std::unexpected(std::move(done.error()));
 
     Mapping mapping;
-    mapping.channel_ = buffer.channel();
+    mapping.channel_ = ChannelOf::get(buffer);
     mapping.id_ = arg.id;
     mapping.kind_ = kind;
     mapping.direction_ = direction;
@@ -72,7 +72,7 @@ Result<Mapping> Mapping::map_sg(std::span<const SgEntry> entries, SgKind kind, D
         return std::unexpected(Error{EINVAL, "map_sg",
                                      std::format("a list has 1 to {} entries, not {}",
                                                  DMAPROBE_MAP_SG_MAX, entries.size())});
-    const auto& channel = entries.front().buffer.get().channel();
+    const auto& channel = ChannelOf::get(entries.front().buffer.get());
     std::vector<dmaprobe_sg_entry> list;
     list.reserve(entries.size());
     Size length;
@@ -80,7 +80,7 @@ Result<Mapping> Mapping::map_sg(std::span<const SgEntry> entries, SgKind kind, D
         const Buffer& buffer = entry.buffer;
         if (buffer.id() == 0)
             return std::unexpected(Error{EBADF, "map_sg", "a buffer is closed"});
-        if (buffer.channel() != channel)
+        if (ChannelOf::get(buffer) != channel)
             return std::unexpected(Error{ENOENT, "map_sg", "a buffer is another session's"});
         list.push_back({.offset = entry.offset.value(),
                         .length = entry.length.value(),
@@ -121,7 +121,7 @@ Result<Mapping> Mapping::map_resource(const Session& session, unsigned bar, Size
         return std::unexpected(std::move(done.error()));
 
     Mapping mapping;
-    mapping.channel_ = session.channel();
+    mapping.channel_ = ChannelOf::get(session);
     mapping.id_ = arg.id;
     mapping.kind_ = MapKind::resource;
     mapping.direction_ = direction;
@@ -139,7 +139,7 @@ Result<Mapping> Mapping::import_dmabuf(const Session& session, int fd, Direction
         return std::unexpected(std::move(done.error()));
 
     Mapping mapping;
-    mapping.channel_ = session.channel();
+    mapping.channel_ = ChannelOf::get(session);
     mapping.id_ = arg.id;
     mapping.kind_ = MapKind::dmabuf;
     mapping.direction_ = direction;

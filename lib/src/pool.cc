@@ -65,7 +65,7 @@ Result<Pool> Pool::create(const Session& session, Size block_size, Size align, S
     if (auto done = session.call(DMAPROBE_POOL_CREATE, "pool_create", arg); !done)
         return std::unexpected(std::move(done.error()));
     Pool pool;
-    pool.channel_ = session.channel();
+    pool.channel_ = ChannelOf::get(session);
     pool.id_ = arg.id;
     pool.block_size_ = block_size;
     return pool;

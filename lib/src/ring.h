@@ -24,7 +24,7 @@ struct CallOp {
 
 /// A ring, and what it takes to wait for all that it was given: the kernel writes into the callers'
 /// structs until a command has completed, so nothing here returns before that.
-class Ring {
+class [[gnu::visibility("hidden")]] Ring {
 public:
     /// For single calls by any thread.
     static Result<std::unique_ptr<Ring>> shared();

@@ -52,8 +52,7 @@ Result<void> Channel::call(unsigned long request, std::string_view op, void* arg
     else if (::ioctl(fd_, request, arg) < 0)
         done = std::unexpected(Error{errno, op, {}});
     if (!done && done.error().code == ENODEV)
-        done.error().detail =
-            std::format("{} was unplugged, or unbound from dmaprobe", bdf_.to_string());
+        done.error().detail = std::format("{} was unplugged, or unbound from dmaprobe", bdf_);
     else if (!done && done.error().detail.empty())
         done.error().detail = explain(request, done.error().code);
     return done;
@@ -66,16 +65,21 @@ std::string_view explain(unsigned long request, int code) noexcept {
             return "another driver has a function of the device's IOMMU group";
         case DMAPROBE_ENABLE:
             return "VFIO has open a function that it resets together with this one, or another "
-                   "VFIO driver has it";
+                   "VFIO driver has it, or somebody is opening, closing or resetting one of them";
+        case DMAPROBE_SET_MASK:
+        case DMAPROBE_SET_SEGMENTS:
+            return "a session of the device holds DMA addresses";
         default:
             return {};
         }
     }
+    if (code == EOPNOTSUPP && request == DMAPROBE_IOVA_ALLOC)
+        return "IOVA spaces take Linux 6.16 and an IOMMU that translates for the device";
     if (code != EPERM)
         return {};
     constexpr std::string_view widened =
-        "a privileged session has widened the device's limits; using it needs CAP_SYS_RAWIO until "
-        "its last session closes";
+        "the device is not coherent, or a privileged session has widened its limits, until the "
+        "last session closes; an address then needs CAP_SYS_RAWIO";
     switch (request) {
     case DMAPROBE_SET_MASK:
         return "a mask of more bits than the module's unprivileged_mask_bits (32) needs "
@@ -84,19 +88,22 @@ std::string_view explain(unsigned long request, int code) noexcept {
     case DMAPROBE_SET_SEGMENTS:
         return "setting the limits of segments needs CAP_SYS_RAWIO";
     case DMAPROBE_ENABLE:
-        return "another user had the device enabled last and it cannot be reset; enabling it needs "
-               "CAP_SYS_RAWIO";
+        return "enabling a device needs CAP_SYS_RAWIO when no IOMMU confines its DMA and its "
+               "interrupts (the latter, the module's allow_unsafe_interrupts=1 lets pass), when "
+               "another driver has a function of its IOMMU group, or when another user had it "
+               "enabled last and it cannot be reset";
     case DMAPROBE_TRANSLATE:
     case DMAPROBE_GET_SGTABLE:
         return "physical addresses need CAP_SYS_ADMIN";
     case DMAPROBE_POOL_CREATE:
         return "a pool needs CAP_SYS_RAWIO";
     case DMAPROBE_IOVA_ALLOC:
-        return "more than 1 GiB of IOVA space needs CAP_SYS_RAWIO, and so does any of it after a "
-               "privileged session has widened the device's limits";
+        return "more than 1 GiB of IOVA space needs CAP_SYS_RAWIO, and so does any of it when the "
+               "device is not coherent or a privileged session has widened its limits";
     case DMAPROBE_MAP:
-        return "the attribute cc_shared needs CAP_SYS_RAWIO, and so does any mapping after a "
-               "privileged session has widened the device's limits";
+        return "the attribute cc_shared needs CAP_SYS_RAWIO, and so does any mapping when the "
+               "device "
+               "is not coherent or a privileged session has widened its limits";
     case DMAPROBE_MAP_SG:
     case DMAPROBE_MAP_RESOURCE:
     case DMAPROBE_MAP_DMABUF:
@@ -104,8 +111,9 @@ std::string_view explain(unsigned long request, int code) noexcept {
     case DMAPROBE_POOL_ALLOC:
         return widened;
     case DMAPROBE_IOVA_LINK:
-        return "part of the range must be bounced, which the attributes forbid; or a privileged "
-               "session has widened the device's limits, so that a link needs CAP_SYS_RAWIO";
+        return "part of the range must be bounced, which the attributes forbid; or the device is "
+               "not "
+               "coherent or has widened limits, so that a link needs CAP_SYS_RAWIO";
     default:
         return {};
     }
@@ -276,6 +284,7 @@ Result<Limits> Session::limits() const {
     limits.addressing_limited = (arg.props & DMAPROBE_DEVICE_ADDRESSING_LIMITED) != 0;
     limits.iommu = (arg.props & DMAPROBE_DEVICE_IOMMU) != 0;
     limits.can_mmap = (arg.props & DMAPROBE_DEVICE_CAN_MMAP) != 0;
+    limits.confined = (arg.props & DMAPROBE_DEVICE_CONFINED) != 0;
     limits.max_segment_size = Size(arg.max_segment_size);
     limits.dma_mask = arg.dma_mask;
     limits.coherent_dma_mask = arg.coherent_dma_mask;
@@ -393,7 +402,7 @@ Result<std::chrono::nanoseconds> Session::bench_map(const Buffer& buffer,
                                                     std::uint64_t rounds) const {
     if (buffer.id() == 0)
         return std::unexpected(Error{EBADF, "bench", "the buffer is closed"});
-    if (buffer.channel() != channel_)
+    if (ChannelOf::get(buffer) != channel_)
         return std::unexpected(Error{ENOENT, "bench", "the buffer is another session's"});
     return bench(*this, DMAPROBE_BENCH_MAP_PAGE, buffer.id(), rounds);
 }

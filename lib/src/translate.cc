@@ -26,14 +26,18 @@ std::string_view to_string(ExtentKind kind) noexcept {
     return "unknown";
 }
 
-std::ostream& operator<<(std::ostream& out, const Extent& extent) {
-    out << std::format("[{:#x}, +{:#x}) {}", extent.iova.value(), extent.length.value(),
-                       to_string(extent.kind));
+std::string to_string(const Extent& extent) {
+    std::string text =
+        std::format("[{}, +{:#x}) {}", extent.iova, extent.length, to_string(extent.kind));
     if (extent.kind == ExtentKind::buffer)
-        out << std::format(" {} + {:#x}", extent.buffer_id, extent.buffer_offset.value());
+        text += std::format(" {} + {:#x}", extent.buffer_id, extent.buffer_offset);
     if (extent.phys)
-        out << std::format(" phys {:#x}", extent.phys->value());
-    return out;
+        text += std::format(" phys {}", *extent.phys);
+    return text;
+}
+
+std::ostream& operator<<(std::ostream& out, const Extent& extent) {
+    return out << to_string(extent);
 }
 
 namespace {

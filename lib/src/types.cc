@@ -147,9 +147,9 @@ std::string_view to_string(DomainType type) noexcept {
     case DomainType::identity:
         return "identity";
     case DomainType::dma:
-        return "dma";
+        return "DMA";
     case DomainType::dma_fq:
-        return "dma-fq";
+        return "DMA-FQ";
     case DomainType::other:
         return "other";
     }

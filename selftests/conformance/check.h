@@ -9,8 +9,8 @@
 #ifndef SELFTESTS_CONFORMANCE_CHECK_H
 #define SELFTESTS_CONFORMANCE_CHECK_H
 
-#include "../result.h"
-#include "../target.h"
+#include "support/result.h"
+#include "support/target.h"
 
 #include <dmaprobe/device.h>
 #include <dmaprobe/engine.h>
@@ -33,8 +33,8 @@ namespace dp = dmaprobe;
 using dp::Direction;
 using dp::Iova;
 using dp::Size;
+using selftest::MemoryKind;
 using selftest::Target;
-using selftest::Way;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
@@ -56,13 +56,20 @@ enum class Read {
     unknown, /* the device cannot say */
 };
 
+/* What a device says of a transfer to an address that is not its own. */
+enum class Answer {
+    done,    /* that it is done; of a write, which is posted, it may not know better */
+    stopped, /* an error, by an engine that sees that it is stopped */
+    none,    /* that it has failed, or nothing */
+};
+
 /* A session without an engine: what the kernel reports by itself. */
 class Check : public testing::Test {
 protected:
     void SetUp() override;
 
     /* Why the way cannot be had here, or nothing. */
-    std::string lacks(Way way) const;
+    std::string unsupported_reason(MemoryKind kind) const;
     bool lazy() const { return domain.type == dp::DomainType::dma_fq; }
 
     std::optional<dp::Session> session;
@@ -79,6 +86,10 @@ protected:
 
     /* The device writes `unit` bytes there; memory must then hold content(). */
     dp::Result<void> device_writes(Iova at);
+    /* The same where it must not, or may not be able to. Errors by which nothing was tried. */
+    dp::Result<Answer> try_to_write(Iova at);
+    /* The same for the error of a read. */
+    static std::optional<Answer> answer(int code, bool sees_faults);
     /* The device reads `unit` bytes there, where content() is. */
     dp::Result<Read> device_reads(Iova at);
     /* What the device has in its memory. */
@@ -113,12 +124,12 @@ private:
 };
 
 /* For each way of giving memory to a device. */
-class WayCheck : public DeviceCheck, public testing::WithParamInterface<Way> {
+class WayCheck : public DeviceCheck, public testing::WithParamInterface<MemoryKind> {
 protected:
     void SetUp() override;
 
     /* Memory of three granules or so. */
-    dp::Result<Target> make(Direction direction = Direction::bidirectional);
+    dp::Result<Target> make(Direction direction = Direction::bidirectional) const;
 };
 
 /* Where an IOMMU translates. */
@@ -127,8 +138,8 @@ protected:
     void SetUp() override;
 };
 
-#define FOR_ALL_WAYS(suite)                                                                        \
-    INSTANTIATE_TEST_SUITE_P(, suite, testing::ValuesIn(selftest::all_ways),                       \
+#define FOR_ALL_MEMORY_KINDS(suite)                                                                \
+    INSTANTIATE_TEST_SUITE_P(, suite, testing::ValuesIn(selftest::all_memory_kinds),               \
                              [](const auto& row) { return std::string(to_string(row.param)); })
 
 /* The platform does not let the rule be checked. */

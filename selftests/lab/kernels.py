@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -20,6 +20,10 @@ CACHE = Path(os.environ.get("DMAPROBE_CACHE", "/nonexistent"))
 
 class LabError(Exception):
     """The lab itself failed; the text is for the user."""
+
+
+class UsageError(LabError):
+    """The command line asks for what does not exist."""
 
 
 def say(text: str) -> None:
@@ -78,31 +82,35 @@ def newest_source() -> Path:
     return found[-1]
 
 
-# Which fragments in kernel/ a kernel's configuration is made of. A later one goes
-# over those before it. A kernel/NAME.patch goes over that kernel's source.
+# Which fragments in kernel/ a kernel's configuration is made of. The kernel's own
+# merge_config.sh lays a later one over those before it. A kernel/NAME.patch goes over that
+# kernel's source.
 FRAGMENTS = {"vfio": ["vfio"], "debug": ["vfio", "debug"]}
 
 # How many minutes a build takes on two cores: printed before it starts.
 MINUTES = {"vfio": 10, "debug": 13}
 
 
-def options_in(fragments: str) -> dict[str, str]:
-    """The options of a configuration by their names, each with the last line it has."""
-    return {re.findall(r"CONFIG_\w+", line)[0]: line for line in
-            re.findall(r"^(?:CONFIG_\w+=.*|# CONFIG_\w+ is not set)$", fragments, re.M)}
+def refused(text: str) -> list[str]:
+    """The lines of the fragments that Kconfig did not take, out of what merge_config.sh printed."""
+    return re.findall(r"^WARNING: .*\nRequested value: *(.*)$", text, re.M)
 
 
-def not_taken(options: dict[str, str], config: str) -> list[str]:
-    """The options that Kconfig did not accept. What is off need not be in its file."""
-    taken = set(config.splitlines())
-    return [line for option, line in options.items() if line not in taken and
-            (not line.startswith("#") or any(one.startswith(f"{option}=") for one in taken))]
+def configure(name: str, tree: Path, objects: Path, fragments: Sequence[Path]) -> str:
+    """Configure a kernel: allnoconfig, and the fragments. Returns what the script printed."""
+    done = subprocess.run(["scripts/kconfig/merge_config.sh", "-n", "-O", objects, *fragments],
+                          cwd=tree, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        raise LabError(f"configuring the {name} kernel failed:\n{done.stdout}")
+    if lost := refused(done.stdout):
+        raise LabError(f"the {name} kernel's configuration did not take: {', '.join(lost)}")
+    return done.stdout
 
 
 def from_source(name: str, arch: str) -> Kernel:
     """A kernel of allnoconfig and its fragments, built if need be."""
-    fragments = "".join((HERE / "kernel" / f"{fragment}.config").read_text(encoding="utf-8")
-                        for fragment in FRAGMENTS[name])
+    fragments = [HERE / "kernel" / f"{fragment}.config" for fragment in FRAGMENTS[name]]
     patch = HERE / "kernel" / f"{name}.patch"
     source = newest_source()
     compiler = subprocess.run(["gcc", "-dumpfullversion"], check=True, capture_output=True,
@@ -110,7 +118,7 @@ def from_source(name: str, arch: str) -> Kernel:
     stat = source.stat()
     key = hashlib.sha256(b"\0".join([
         source.name.encode(), str(stat.st_size).encode(), str(int(stat.st_mtime)).encode(),
-        fragments.encode(), compiler.encode(),
+        b"".join(fragment.read_bytes() for fragment in fragments), compiler.encode(),
         patch.read_bytes() if patch.exists() else b""])).hexdigest()[:12]
     top = CACHE / f"kernel-{name}-{key}"
     if not top.is_dir():
@@ -122,7 +130,7 @@ def from_source(name: str, arch: str) -> Kernel:
                   top / "headers")
 
 
-def build(name: str, source: Path, fragments: str, patch: Path, top: Path) -> None:
+def build(name: str, source: Path, fragments: Sequence[Path], patch: Path, top: Path) -> None:
     """Build a kernel into the directory `top`, which appears only when it is complete."""
     began = time.monotonic()
     work = top.with_suffix(".new")
@@ -136,10 +144,15 @@ def build(name: str, source: Path, fragments: str, patch: Path, top: Path) -> No
     subprocess.run(["tar", "-x", "-C", str(tree), "--strip-components=1", "-f", str(source)],
                    check=True)
     if patch.exists():
-        subprocess.run(["patch", "-d", str(tree), "-p1", "-s", "-i", str(patch)], check=True)
-    options = options_in(f'{fragments}CONFIG_LOCALVERSION="-{name}"\n')
-    config = work / "allconfig"
-    config.write_text("".join(f"{line}\n" for line in options.values()), encoding="utf-8")
+        # Quiet about the lines that are elsewhere; asks nothing.
+        done = subprocess.run(["patch", "-d", str(tree), "-p1", "-s", "--batch", "--forward", "-i",
+                               str(patch)], stdin=subprocess.DEVNULL, capture_output=True,
+                              text=True, check=False)
+        if done.returncode:
+            shutil.rmtree(work, ignore_errors=True)
+            raise LabError(f"{patch} does not apply to {source.name}:\n{done.stdout}{done.stderr}")
+    own = work / "localversion.config"
+    own.write_text(f'CONFIG_LOCALVERSION="-{name}"\n', encoding="utf-8")
     log = CACHE / f"kernel-{name}.log"
     with log.open("wb") as output:
         make = ["make", "-C", str(tree), f"O={objects}", f"-j{os.cpu_count() or 1}"]
@@ -160,10 +173,7 @@ def build(name: str, source: Path, fragments: str, patch: Path, top: Path) -> No
                 sys.stderr.writelines(tail(log, 30))
                 raise LabError(f"building the {name} kernel failed; its log is {log}")
 
-        step(f"KCONFIG_ALLCONFIG={config}", "allnoconfig")
-        lost = not_taken(options, (objects / ".config").read_text(encoding="utf-8"))
-        if lost:
-            raise LabError(f"the {name} kernel's configuration did not take: {' '.join(lost)}")
+        output.write(configure(name, tree, objects, [*fragments, own]).encode())
         step("bzImage", "modules")
         step(f"INSTALL_MOD_PATH={result}", "modules_install")
         step("run-command", "KBUILD_RUN_COMMAND=$(srctree)/scripts/package/install-extmod-build "
@@ -173,7 +183,7 @@ def build(name: str, source: Path, fragments: str, patch: Path, top: Path) -> No
     shutil.copy(objects / "include/config/kernel.release", result / "release")
     result.rename(top)
     shutil.rmtree(work)
-    say(f"the {name} kernel took {time.monotonic() - began:.0f} s")
+    say(f"built the {name} kernel in {time.monotonic() - began:.0f} s")
 
 
 def tail(path: Path, lines: int) -> list[str]:
@@ -197,5 +207,6 @@ FOREIGN = {"arm64": ["stock"]}
 def get(name: str, arch: str = "x86_64") -> Kernel:
     """The kernel of that name, built if need be."""
     if arch in FOREIGN and name not in FOREIGN[arch]:
-        raise LabError(f"there is no {name} kernel for {arch}; there is {' '.join(FOREIGN[arch])}")
+        raise UsageError(f"there is no {name} kernel for {arch}; "
+                         f"there is {' '.join(FOREIGN[arch])}")
     return KERNELS[name](name, arch)

@@ -16,7 +16,10 @@ from pathlib import Path
 import coverage
 import guest
 import kernels
-from kernels import CHECKOUT, Kernel, LabError, Lock, say
+from initramfs import initramfs
+from kernels import CHECKOUT, Kernel, LabError, Lock, UsageError, say
+from machine import ARCHS, DEVICES, DOMAINS, IOMMUS, Arch, Machine
+from standard_input import as_pipe
 
 BUILD = Path("build/lab")  # of modules for all CPUs, and of the programs for this one's
 PROGRAMS = {
@@ -33,7 +36,8 @@ BOOT_DEADLINE_SLOW = 240  # with --icount, and of the debug kernel
 
 EPILOG = """\
 In the guest: COMMAND runs as root, with busybox's tools, dmaprobe, and (when
-COMMAND names it) dmaprobe-selftest. The module is loaded, and the first device
+COMMAND names it) dmaprobe-selftest. It reads lab's standard input, unless that
+is a terminal. The module is loaded, and the first device
 of the first kind that --device names is bound to it. $DMAPROBE_BDF is that device,
 $DMAPROBE_BDF2 the second of its kind, without a driver, $DMAPROBE_BUSY_BDF one
 that its driver is using. What the command leaves in /out comes back to --out.
@@ -64,13 +68,13 @@ def build_module(kernel: Kernel) -> Path:
     if not module.exists() or module.stat().st_mtime < newest:
         say(f"building the module for {kernel.release}")
         # Only the debug kernel can count which of its lines ran.
-        make(f"BUILD={BUILD}", f"KDIR={kernel.headers}", *guest.ARCHS[kernel.arch].make,
+        make(f"BUILD={BUILD}", f"KDIR={kernel.headers}", *ARCHS[kernel.arch].make,
              *(["GCOV=1"] if kernel.name == "debug" else []), "modules")
         module.touch()
     return module
 
 
-def build_programs(arch: guest.Arch, names: list[str]) -> list[Path]:
+def build_programs(arch: Arch, names: list[str]) -> list[Path]:
     """The guest's programs, statically linked, without their debug information."""
     build = Path(arch.build)
     for name in names:
@@ -108,29 +112,33 @@ def writer(descriptor: int) -> guest.Sink:
 def boot(options: argparse.Namespace, command: list[str] | None) -> int:
     """Run a command in a guest, or an interactive shell."""
     if not command and not sys.stdin.isatty():
-        raise LabError("lab shell wants a terminal; lab run -- COMMAND does not")
-    arch = guest.ARCHS[options.arch]
+        raise LabError("lab shell needs a terminal; lab run -- COMMAND does not")
+    arch = ARCHS[options.arch]
     iommu = options.iommu or arch.iommu
-    if options.arch not in guest.IOMMUS[iommu].archs:
-        raise LabError(f"there is no {options.arch} machine with {iommu}")
+    if options.arch not in IOMMUS[iommu].archs:
+        raise UsageError(f"there is no {options.arch} machine with {iommu}")
     kernel = kernels.get(options.kernel, options.arch)
     # By "dmaprobe check" the tool runs the checks of the platform; the selftests try that.
     text = shlex.join(command or [])
-    checks = "dmaprobe check" in text or "dmaprobe-selftest" in text
+    # A script may come by standard input or by --file. A shell need not wait for the selftests.
+    checks = any(word in text for word in ("check", "dmaprobe-selftest")) or options.file \
+        or not command or command[0].endswith("sh") and len(command) == 1
     names = [name for name in PROGRAMS
-             if name == "dmaprobe" or command is None or name in text
-             or name == "dmaprobe-conformance" and checks]
-    with Lock(CHECKOUT / BUILD / "lock", "builds in this checkout"):
-        module = build_module(kernel)
-        programs = build_programs(arch, names)
-    machine = guest.Machine(kernel, iommu, options.domain, options.device, options.memory,
-                            options.icount, tuple(options.qemu_arg), tuple(options.append))
+             if name == "dmaprobe" or name in text or name == "dmaprobe-conformance" and checks]
+    machine = Machine(kernel, iommu, options.domain, options.device, options.memory,
+                      options.icount, tuple(options.qemu_arg), tuple(options.append))
+    stdin = as_pipe() if command else None
     settings = {"LAB_BIND": "" if options.no_bind else "1",
                 "LAB_DEVICE": options.device[0],
                 "LAB_SHELL": "" if command else "1",
+                "LAB_STDIN": "" if stdin is None else "1",
                 "LAB_COVERAGE": guest.COVERAGE if options.coverage else ""}
-    initrd = guest.initramfs(kernel, settings, shlex.join(command or []), module,
-                             [*programs, *options.file], options.device)
+    # What was built is also read under the lock: another lab may build it anew.
+    with Lock(CHECKOUT / BUILD / "lock", "builds in this checkout"):
+        module = build_module(kernel)
+        programs = build_programs(arch, names)
+        initrd = initramfs(kernel, settings, shlex.join(command or []), module,
+                           [*programs, *options.file], options.device)
     accelerator = guest.accelerator_for(machine)
     boot_deadline = 0.0
     if command:
@@ -142,7 +150,7 @@ def boot(options: argparse.Namespace, command: list[str] | None) -> int:
         return guest.run(machine, accelerator, initrd, log,
                          deadline=options.deadline if command else 0,
                          boot_deadline=boot_deadline, stdout=writer(1), stderr=writer(2),
-                         files=files.extend, console=not command)
+                         files=files.extend, stdin=stdin, console=not command)
 
     log = new_log(kernel)
     outcome = run_in(log, boot_deadline)
@@ -166,8 +174,9 @@ def boot(options: argparse.Namespace, command: list[str] | None) -> int:
         say(f"the guest's kernel reported trouble ({shown}):")
         print("\n".join(outcome.reports), file=sys.stderr)
     elif outcome.trouble:
-        say(f"the end of {shown}:")
-        sys.stderr.write(guest.end_of_log(log))
+        end = guest.end_of_log(log)
+        say(f"the end of {shown}:" if end else f"{shown} is empty")
+        sys.stderr.write(end)
     if outcome.trouble or outcome.reports:
         return 1
     return outcome.code if outcome.code is not None else 1
@@ -177,7 +186,7 @@ def setup(names: list[str]) -> int:
     """Make the kernels, so that the first run need not."""
     for name in names:
         kernel = kernels.get(name)
-        machine = guest.Machine(kernel)
+        machine = Machine(kernel)
         say(f"{name}: {kernel.release}, runs by {guest.accelerator_for(machine)}")
     return 0
 
@@ -186,16 +195,16 @@ def devices(text: str) -> tuple[str, ...]:
     """The value of --device."""
     names = tuple(dict.fromkeys(text.split(",")))
     for name in names:
-        if name not in guest.DEVICES:
+        if name not in DEVICES:
             raise argparse.ArgumentTypeError(
-                f"invalid choice: '{name}' (choose from {', '.join(guest.DEVICES)})")
+                f"invalid choice: '{name}' (choose from {', '.join(DEVICES)})")
     return names
 
 
 def program(text: str) -> Path:
     """The value of --file."""
     if not os.access(text, os.R_OK | os.X_OK) or os.path.isdir(text):
-        raise argparse.ArgumentTypeError(f"{text} is no program that can be run")
+        raise argparse.ArgumentTypeError(f"{text} is not a program that can be run")
     return Path(text)
 
 
@@ -216,14 +225,14 @@ def parser() -> argparse.ArgumentParser:
                          help="stock: Debian's newest (default); stable: Debian trixie's own; "
                               "vfio: trimmed, with iommufd and the VFIO cdev; "
                               "debug: the same with the kernel's checkers")
-    machine.add_argument("--arch", choices=guest.ARCHS, default="x86_64")
-    machine.add_argument("--iommu", choices=guest.IOMMUS,
+    machine.add_argument("--arch", choices=ARCHS, default="x86_64")
+    machine.add_argument("--iommu", choices=IOMMUS,
                          help="vtd, vtd-scalable, amdvi (x86_64); smmuv3 (arm64); virtio, none "
                               "(both); default: vtd, smmuv3")
-    machine.add_argument("--domain", choices=guest.DOMAINS, default="strict",
+    machine.add_argument("--domain", choices=DOMAINS, default="strict",
                          help="the default domain's type (default: strict)")
     machine.add_argument("--device", type=devices, default=("edu",), metavar="DEVICE[,DEVICE]...",
-                         help=f"what is plugged in, of {', '.join(guest.DEVICES)}; the first is "
+                         help=f"what is plugged in, of {', '.join(DEVICES)}; the first is "
                               "bound (default: edu)")
     machine.add_argument("--no-bind", action="store_true",
                          help="leave module and device alone")
@@ -268,11 +277,11 @@ def parser() -> argparse.ArgumentParser:
                       help="what runs with --coverage wrote; the counts add up")
     verbs.add_parser("in", usage="lab in -- COMMAND...",
                      help="run a command in lab's root file system, on this machine")
-    verbs.add_parser("check", add_help=False, help="run every test (selftests/check.py)")
+    verbs.add_parser("check", add_help=False, help="run every test (check.py)")
     verbs.add_parser("matrix", add_help=False,
                      help="check the platform on every IOMMU, domain and engine "
-                          "(selftests/matrix.py)")
-    verbs.add_parser("lint", add_help=False, help="run every linter (selftests/lint.sh)")
+                          "(matrix.py)")
+    verbs.add_parser("lint", add_help=False, help="run every linter (lint.sh)")
     verbs.add_parser("clean", help="remove the cache")
     return top
 
@@ -287,14 +296,14 @@ def main(arguments: list[str]) -> int:
     options, rest = top.parse_known_args(with_values(arguments))
     if options.verb in ("check", "matrix", "lint"):
         program = {"check": "check.py", "matrix": "matrix.py", "lint": "lint.sh"}[options.verb]
-        os.execv(CHECKOUT / "selftests" / program, [program, *rest])
+        os.execv(CHECKOUT / "selftests/lab" / program, [program, *rest])
     if rest:
-        top.error(f"unknown argument: {rest[0]}")
+        top.error(f"unknown argument: {rest[0]} (a command goes after --)")
     if options.verb in ("run", "in") and not command:
-        top.error(f"lab {options.verb} wants a command: lab {options.verb} -- COMMAND...")
+        top.error(f"lab {options.verb} needs a command: lab {options.verb} -- COMMAND...")
     if options.verb in ("run", "shell") and options.iommu == "none" and not options.no_bind \
             and options.kernel != "vfio":
-        top.error("--iommu none wants --kernel vfio: the VFIO of other kernels takes no device "
+        top.error("--iommu none needs --kernel vfio: the VFIO of other kernels takes no device "
                   "without an IOMMU")
     if options.verb == "in":
         try:
@@ -302,19 +311,31 @@ def main(arguments: list[str]) -> int:
         except OSError as error:
             raise LabError(f"{command[0]}: {error.strerror}") from error
     if options.verb == "coverage":
-        print(coverage.report(coverage.merged(options.files)))
+        try:
+            print(coverage.report(coverage.merged(options.files)))
+        except (OSError, ValueError) as error:
+            raise LabError(f"{error}: not a file that lab run --coverage wrote") from error
         return 0
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # guests are ended first, see below
     if options.verb == "setup":
         return setup(options.kernel or list(kernels.KERNELS))
     return boot(options, command if options.verb == "run" else None)
 
 
 if __name__ == "__main__":
+    try:
+        os.fstat(0)
+    except OSError:
+        os.open(os.devnull, os.O_RDONLY)  # or else the first file that is opened is taken for stdin
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # no traceback when nobody reads the output
     try:
         sys.exit(main(sys.argv[1:]))
     except LabError as error:
         say(str(error))
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGPIPE)

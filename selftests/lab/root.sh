@@ -81,12 +81,12 @@ dpkg-deb -x busybox-static_* /opt/arm64
 cd /
 rm -r /opt/arm64/debs
 
-say "checkpatch and kernel-doc out of $source"
+say "checkpatch, kernel-doc and merge_config out of $source"
 mkdir -p /opt/linux
 tar -x -C /opt/linux --strip-components 1 --wildcards -f "/usr/src/$source.tar.xz" \
 	'*/scripts/checkpatch.pl' '*/scripts/spelling.txt' \
-	'*/scripts/const_structs.checkpatch' '*/scripts/checker-valid.sh' '*/tools/docs' '*/tools/lib/python' \
-	'*/Documentation/sphinx'
+	'*/scripts/const_structs.checkpatch' '*/scripts/checker-valid.sh' \
+	'*/scripts/kconfig/merge_config.sh' '*/tools/docs' '*/tools/lib/python' '*/Documentation/sphinx'
 # The headers' makefiles ask this script whether sparse will do, but lack it.
 for scripts in /usr/src/linux-headers-*-common/scripts; do
 	cp -n /opt/linux/scripts/checker-valid.sh "$scripts"

@@ -49,14 +49,14 @@
  * Commands that create something (and with ENOMEM, those that fill or read an array):
  *
  *  - ENOMEM: no memory, or a limit was reached: RLIMIT_MEMLOCK for sessions opened without
- *    CAP_IPC_LOCK, the module's session_max_mib for all, or 1024 uses of one allocation:
+ *    CAP_IPC_LOCK and the module's device_max_mib, session_max_mib, or 1024 uses of one allocation:
  *    mmap()s, dma-bufs, imports of these.
  *  - ENOSPC: the unprivileged sessions of the device hold as many DMA addresses together
  *    as the module's device_max_addresses allows. Each mapping, entry of a list, piece of
  *    an imported dma-buf, link, IOVA space, allocation, pool and block of a pool is one.
- *  - EPERM: a privileged session has widened the limits of the device (see
- *    ``DMAPROBE_SET_MASK`` and ``DMAPROBE_SET_SEGMENTS``), and this one is not privileged. A
- *    session is privileged when it was opened with CAP_SYS_RAWIO.
+ *  - EPERM: the session was opened without CAP_SYS_RAWIO (it is not privileged), and a
+ *    privileged one has widened the limits of the device (see ``DMAPROBE_SET_MASK``,
+ *    ``DMAPROBE_SET_SEGMENTS``), or the device does not see the CPU's caches.
  */
 
 /**
@@ -161,11 +161,11 @@ struct dmaprobe_get_info {
  * @DMAPROBE_DEVICE_COHERENT: the device's DMA is coherent with the CPU caches
  * @DMAPROBE_DEVICE_NEED_SYNC: dma_sync_*() may have work to do (dma_dev_need_sync())
  * @DMAPROBE_DEVICE_NEED_UNMAP: unmapping is needed (dma_need_unmap())
- * @DMAPROBE_DEVICE_ADDRESSING_LIMITED: the mask does not cover all memory
- *	(dma_addressing_limited())
- * @DMAPROBE_DEVICE_IOMMU: an IOMMU translates for the device's DMA API, so the IOVA calls
- *	can be used
+ * @DMAPROBE_DEVICE_ADDRESSING_LIMITED: the mask misses memory (dma_addressing_limited())
+ * @DMAPROBE_DEVICE_IOMMU: an IOMMU translates for the DMA API, so that there are IOVA spaces
  * @DMAPROBE_DEVICE_CAN_MMAP: coherent memory can be mmapped (dma_can_mmap())
+ * @DMAPROBE_DEVICE_CONFINED: with bus mastering the device reaches only what the sessions map,
+ *	and no interrupts but its own (or the module's allow_unsafe_interrupts lets that pass)
  */
 enum dmaprobe_device_props {
 	DMAPROBE_DEVICE_COHERENT = 1 << 0,
@@ -174,6 +174,7 @@ enum dmaprobe_device_props {
 	DMAPROBE_DEVICE_ADDRESSING_LIMITED = 1 << 3,
 	DMAPROBE_DEVICE_IOMMU = 1 << 4,
 	DMAPROBE_DEVICE_CAN_MMAP = 1 << 5,
+	DMAPROBE_DEVICE_CONFINED = 1 << 6,
 };
 
 /**
@@ -330,13 +331,12 @@ struct dmaprobe_set_mask {
  * @enable: 1 to enable the device, 0 to give that up
  * @__reserved: must be 0
  *
- * Enable the device's memory decoding and bus mastering for as long as the session asks for
- * it. This is for callers that reach the BARs through sysfs; VFIO's users do the same
- * through its config space. Asking twice for the same is no error.
+ * Enable bus mastering for as long as the session asks for it; asking twice is no error. This
+ * is for callers that reach the BARs through sysfs: VFIO's users do it in its config space.
  *
  * When another user had the device enabled last, or VFIO had it open, the function is reset
- * first, so that no DMA of that user is left in it. EPERM when it cannot be reset and the
- * caller lacks CAP_SYS_RAWIO.
+ * first, so that no DMA of that user is left in it. EPERM without CAP_SYS_RAWIO when it cannot
+ * be reset, or is not %DMAPROBE_DEVICE_CONFINED.
  *
  * EBUSY while a function that VFIO resets together with this one (of the same slot or bus)
  * is open by VFIO or has another VFIO driver, or while somebody else is resetting it.
@@ -1232,9 +1232,9 @@ enum dmaprobe_alloc_kind {
  * Addresses obey the coherent mask; those of %DMAPROBE_ALLOC_KIND_NONCOHERENT and
  * %DMAPROBE_ALLOC_KIND_PAGES under an IOMMU, the streaming mask. EINVAL also for noncontiguous
  * memory whose pages are more than the device's longest segment, or than lie between two of
- * its segment boundaries (DMAPROBE_SET_SEGMENTS): it is one segment. EOPNOTSUPP also for
- * %DMAPROBE_ATTR_NO_KERNEL_MAPPING without a translating IOMMU, when the device does not
- * see the CPU's caches: the memory could not be zeroed.
+ * its segment boundaries (DMAPROBE_SET_SEGMENTS): it is one segment. EOPNOTSUPP also where the
+ * device could see what was there before: the two latter kinds, unprivileged, by a kernel with CMA
+ * and no init_on_alloc=1; without an IOMMU, %DMAPROBE_ATTR_NO_KERNEL_MAPPING if not coherent.
  */
 struct dmaprobe_alloc {
 	__u32 size;

@@ -15,7 +15,7 @@
 #include <dmaprobe/session.h>
 #include <dmaprobe/types.h>
 
-namespace dmaprobe {
+namespace [[gnu::visibility("default")]] dmaprobe {
 
 /// The kernel call that allocates; `enum dmaprobe_alloc_kind`.
 enum class AllocKind : std::uint32_t {
@@ -47,8 +47,9 @@ struct AllocPiece {
 
 /// Memory allocated and mapped by the DMA API, zeroed; DMAPROBE_ALLOC.
 ///
-/// It is one segment of the device's address space. Freed by free() or the destructor, the latter
-/// best effort. When the device goes away, the memory goes as well: touching bytes() gives SIGBUS.
+/// It is one segment of the device's address space. It ends by free() or the destructor, the
+/// latter best effort. When the device goes away, the memory goes as well: touching bytes() gives
+/// SIGBUS.
 class Alloc {
 public:
     /// Allocate, and mmap (dma_mmap_attrs(), dma_mmap_pages(), dma_mmap_noncontiguous()).
@@ -78,7 +79,7 @@ public:
     ///
     /// No thread may use bytes() meanwhile. EBUSY while it is exported as a dma-buf or mmapped
     /// elsewhere: it then stays as it was, bytes() included. After ENODEV and EBADF (device or
-    /// session gone) the object is closed all the same. A second free is no error.
+    /// session gone) the object has ended all the same. A second free is no error.
     [[nodiscard]] Result<void> free();
 
     /// Make a range visible to the CPU; dma_sync_single_range_for_cpu(), and for noncontiguous
@@ -110,11 +111,11 @@ public:
 
     /// Export it as a dma-buf, close-on-exec, a new one with each call. It can be mmapped, and
     /// imported by Mapping::import_dmabuf() in any session of a device that is as coherent as this
-    /// one; its memory goes when this one's session ends or its device goes away.
+    /// one; its memory goes when this one's session is closed or its device goes away.
     /// ENXIO: the kernel does not know its pages.
     [[nodiscard]] Result<DmaBuf> export_dmabuf() const;
 
-    /// The id; 0 when freed.
+    /// The id; 0 when it has ended.
     [[nodiscard]] std::uint32_t id() const noexcept { return id_; }
     /// The address to give to the device.
     [[nodiscard]] Iova dma_addr() const noexcept { return dma_addr_; }
@@ -129,10 +130,10 @@ public:
     /// The memory. Empty when it is not mmapped. Valid until free() or the destructor.
     [[nodiscard]] std::span<std::byte> bytes() const noexcept { return memory_; }
 
-    /// The open file, for what uses the allocation. Not part of the API.
-    [[nodiscard]] const std::shared_ptr<Channel>& channel() const noexcept { return channel_; }
-
 private:
+    friend struct ChannelOf;
+    template <class Object>
+    friend class Ref;
     Alloc() noexcept = default;
     [[nodiscard]] Result<void> map_memory();
     void unmap_memory() noexcept;

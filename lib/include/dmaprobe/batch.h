@@ -10,10 +10,9 @@
 #include <dmaprobe/result.h>
 #include <dmaprobe/session.h>
 
-namespace dmaprobe {
+namespace [[gnu::visibility("default")]] dmaprobe {
 
-/// A ring of the library's own. Not part of the API.
-class Ring;
+class Ring; // the library's
 
 /// In which order a batch makes its calls.
 enum class Order : std::uint32_t {

@@ -3,16 +3,20 @@
 #pragma once
 
 #include <compare>
+#include <cstddef>
 #include <cstdint>
+#include <format>
+#include <functional>
 #include <iosfwd>
 #include <string>
 #include <string_view>
 
 #include <dmaprobe/result.h>
 
-namespace dmaprobe {
+namespace [[gnu::visibility("default")]] dmaprobe {
 
-/// A PCI function's address: domain (segment), bus, device and function.
+/// A PCI function's address: domain (segment), bus, device and function. std::format prints it as
+/// to_string() does, with the options of a string.
 struct Bdf {
     std::uint32_t domain = 0; ///< PCI domain; host bridges with domains of their own go past 0xffff
     std::uint8_t bus = 0;     ///< bus number
@@ -33,3 +37,24 @@ struct Bdf {
 std::ostream& operator<<(std::ostream& out, const Bdf& bdf);
 
 } // namespace dmaprobe
+
+/// Formats as Bdf::to_string().
+template <>
+struct std::formatter<dmaprobe::Bdf> : std::formatter<std::string_view> {
+    /// Called by std::format.
+    template <class Context>
+    auto format(const dmaprobe::Bdf& bdf, Context& context) const {
+        return std::formatter<std::string_view>::format(bdf.to_string(), context);
+    }
+};
+
+/// For unordered containers.
+template <>
+struct std::hash<dmaprobe::Bdf> {
+    /// The hash.
+    std::size_t operator()(const dmaprobe::Bdf& bdf) const noexcept {
+        return std::hash<std::uint64_t>()(std::uint64_t{bdf.domain} << 16 |
+                                          std::uint64_t{bdf.bus} << 8 |
+                                          std::uint64_t{bdf.device} << 3 | bdf.function);
+    }
+};

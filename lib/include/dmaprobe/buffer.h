@@ -13,7 +13,7 @@
 #include <dmaprobe/session.h>
 #include <dmaprobe/types.h>
 
-namespace dmaprobe {
+namespace [[gnu::visibility("default")]] dmaprobe {
 
 /// How a buffer lies in physical memory; `enum dmaprobe_buffer_kind`.
 enum class BufferKind : std::uint32_t {
@@ -41,7 +41,7 @@ struct BufferOptions {
 /// Memory to map for DMA: zeroed kernel memory, mapped into the program (DMAPROBE_BUFFER_ALLOC), or
 /// memory that the program has (DMAPROBE_BUFFER_PIN).
 ///
-/// Freed by close() or, as far as that is possible, by the destructor: a buffer that is still
+/// It ends by close() or, as far as that is possible, by the destructor: a buffer that is still
 /// mapped for DMA or linked, or that the program has mmapped once more by itself, stays with the
 /// session until that closes.
 class Buffer {
@@ -73,7 +73,7 @@ public:
 
     /// Make a buffer of the program's own memory, at any byte: anonymous, huge pages, shared
     /// memory. Its pages stay pinned (pin_user_pages_fast(), FOLL_LONGTERM) until the buffer is
-    /// freed or the session ends, whatever becomes of the program's mapping of them. The memory
+    /// closed or the session is, whatever becomes of the program's mapping of them. The memory
     /// stays the program's to unmap.
     ///
     /// EINVAL: no bytes, or more than 1 GiB. EFAULT: the memory is not there, may not be written,
@@ -89,7 +89,7 @@ public:
     Buffer& operator=(Buffer&&) noexcept;
     Buffer(const Buffer&) = delete;
     Buffer& operator=(const Buffer&) = delete;
-    /// Frees the buffer if it is not in use, and takes it out of the program's memory in any case
+    /// Closes the buffer if it is not in use, and takes it out of the program's memory in any case
     /// (but for pinned memory, which is the program's).
     ~Buffer();
 
@@ -97,12 +97,12 @@ public:
     ///
     /// No thread may use bytes() meanwhile. EBUSY while it is mapped, linked or mmapped elsewhere:
     /// it then stays as it was, bytes() included. After ENODEV and EBADF (device or session gone)
-    /// the object is closed all the same. A second close is no error.
+    /// the object has ended all the same. A second close is no error.
     [[nodiscard]] Result<void> close();
 
-    /// The id, as extents of translate() name it; 0 when closed.
+    /// The id, as extents of translate() name it; 0 when it has ended.
     [[nodiscard]] std::uint32_t id() const noexcept { return id_; }
-    /// Bytes; 0 when closed.
+    /// Bytes; 0 when it has ended.
     [[nodiscard]] Size length() const noexcept { return length_; }
     /// How it lies in physical memory.
     [[nodiscard]] BufferKind kind() const noexcept { return kind_; }
@@ -122,10 +122,10 @@ public:
     /// Copy bytes into the buffer; errors as read().
     [[nodiscard]] Result<void> write(Size offset, std::span<const std::byte> from) const;
 
-    /// The open file, for what uses the buffer. Not part of the API.
-    [[nodiscard]] const std::shared_ptr<Channel>& channel() const noexcept { return channel_; }
-
 private:
+    friend struct ChannelOf;
+    template <class Object>
+    friend class Ref;
     Buffer() noexcept = default;
     [[nodiscard]] static Result<Buffer> pin(const Session& session,
                                             std::span<const std::byte> memory, std::uint32_t flags);

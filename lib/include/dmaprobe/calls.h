@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <span>
 #include <string_view>
@@ -18,7 +19,7 @@
 #include <dmaprobe/session.h>
 #include <dmaprobe/types.h>
 
-namespace dmaprobe {
+namespace [[gnu::visibility("default")]] dmaprobe {
 
 /// An object that a prepared call names: one that there is, or one that an earlier call of the same
 /// list makes.
@@ -27,10 +28,10 @@ namespace dmaprobe {
 template <class Object>
 class Ref {
 public:
-    /// An object of the list's session. It must not be closed before the calls are made; that would
+    /// An object of the list's session. It must not have ended when the calls are made; that would
     /// be ENOENT.
     Ref(const Object& object) noexcept // NOLINT(google-explicit-constructor)
-        : id_(object.id()), origin_(object.channel().get()) {}
+        : id_(object.id()), origin_(object.channel_.get()) {}
     /// An object of the session by its id, such as one that another list has made.
     explicit Ref(std::uint32_t id) noexcept : id_(id) {}
 
@@ -51,8 +52,8 @@ private:
 /// Calls, in the order in which they were added, that a Run or a Batch makes together; again and
 /// again if need be. Adding a call takes memory, making the calls does not.
 ///
-/// A wrong use while adding (a closed object, one of another session or another list, too many
-/// calls) is reported when the calls are to be made: none of them is then.
+/// A wrong use while adding (an object that has ended, one of another session or another list, too
+/// many calls) is reported when the calls are to be made: none of them is then.
 ///
 /// Objects that the calls make belong to the session; no C++ object ends them. They end by further
 /// calls, or with the session.
@@ -96,12 +97,8 @@ public:
     Ref<Buffer> buffer_alloc(BufferKind kind, Size length, const BufferOptions& options = {});
     /// Buffer::pin()
     Ref<Buffer> buffer_pin(std::span<std::byte> memory);
-    /// Buffer::close(), Alloc::free(), Pool::destroy() or PoolBlock::free(), without the munmap().
-    template <class Object>
-        requires(!std::is_same_v<Object, Mapping> && !std::is_same_v<Object, IovaSpace>)
-    std::size_t destroy(const Ref<Object>& object) {
-        return destroy_id(resolve(object, "destroy"));
-    }
+    /// Buffer::close(), without the munmap()
+    std::size_t close(const Ref<Buffer>& buffer) { return end(resolve(buffer, "close"), "close"); }
 
     /// Mapping::map()
     Ref<Mapping> map(const Ref<Buffer>& buffer, MapKind kind, Size buffer_offset, Size length,
@@ -146,10 +143,17 @@ public:
     /// Alloc::sync_for_device()
     std::size_t sync_for_device(const Ref<Alloc>& alloc, Size offset, Size length);
 
+    /// Alloc::free(), without the munmap()
+    std::size_t free(const Ref<Alloc>& alloc) { return end(resolve(alloc, "free"), "free"); }
+
     /// Pool::create()
     Ref<Pool> pool_create(Size block_size, Size align = Size(), Size boundary = Size());
     /// Pool::alloc()
     Ref<PoolBlock> pool_alloc(const Ref<Pool>& pool);
+    /// PoolBlock::free()
+    std::size_t free(const Ref<PoolBlock>& block) { return end(resolve(block, "free"), "free"); }
+    /// Pool::destroy()
+    std::size_t destroy(const Ref<Pool>& pool) { return end(resolve(pool, "destroy"), "destroy"); }
 
     /// Buffer::read()
     std::size_t read(const Ref<Buffer>& from, Size offset, std::span<std::byte> to);
@@ -167,10 +171,10 @@ public:
     /// What became of a call the last time. ECANCELED when it was not made; EINVAL when there is no
     /// such call.
     [[nodiscard]] Result<void> result(std::size_t call) const;
-    /// What became of the call that makes an object.
+    /// What became of the call that makes an object. EINVAL when that is not a call of this list.
     template <class Object>
     [[nodiscard]] Result<void> result(const Ref<Object>& made) const {
-        return result(made.call());
+        return result(call_of(made));
     }
     /// The same as a number: 0 or an errno value.
     [[nodiscard]] int code(std::size_t call) const noexcept;
@@ -178,17 +182,17 @@ public:
     /// The id of an object that a call of this list has made the last time; errors as result().
     template <class Object>
     [[nodiscard]] Result<std::uint32_t> id(const Ref<Object>& made) const {
-        return id_of(made.call());
+        return id_of(call_of(made));
     }
     /// The device's address of an object that a call of this list has made the last time: a
     /// mapping, an IOVA space, an allocation or a block. Errors as result().
     template <class Object>
         requires(!std::is_same_v<Object, Buffer> && !std::is_same_v<Object, Pool>)
     [[nodiscard]] Result<Iova> addr(const Ref<Object>& made) const {
-        return addr_of(made.call());
+        return addr_of(call_of(made));
     }
 
-protected:
+protected: // of the library alone
     struct State;
     /// Whether calls can name what earlier ones make.
     enum class References { yes, no };
@@ -215,9 +219,15 @@ private:
     std::uint32_t resolve(const Ref<Object>& ref, std::string_view op) {
         return resolve(ref.id_, ref.origin_, op);
     }
+    static constexpr std::size_t none = std::numeric_limits<std::size_t>::max();
+    [[nodiscard]] std::size_t index_of(const void* origin, std::size_t call) const noexcept;
+    template <class Object>
+    [[nodiscard]] std::size_t call_of(const Ref<Object>& made) const noexcept {
+        return index_of(made.origin_, made.call_);
+    }
     template <class Object>
     Ref<Object> made(const std::uint32_t& id, const std::uint64_t* addr);
-    std::size_t destroy_id(std::uint32_t id);
+    std::size_t end(std::uint32_t id, std::string_view op);
     std::size_t sync(std::uint32_t id, std::uint32_t target, Size offset, Size length);
     std::size_t copy(std::uint32_t id, std::uint32_t dir, Size offset,
                      std::span<const std::byte> memory);

@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <stop_token>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -17,7 +18,9 @@
 #include <dmaprobe/session.h>
 #include <dmaprobe/types.h>
 
-namespace dmaprobe {
+namespace [[gnu::visibility("default")]] dmaprobe {
+
+struct DeviceState; // what is open of a device
 
 /// What a PCI device is: by this an engine (engine.h) knows whether it can drive it.
 struct DeviceIds {
@@ -27,13 +30,13 @@ struct DeviceIds {
 };
 
 /// How the device is reached.
-enum class Route {
+enum class AccessPath {
     vfio, ///< /dev/vfio/devices/vfioN, bound to an iommufd
     sysfs ///< resourceN and config in sysfs; the module enables the device
 };
 
 /// "vfio" or "sysfs".
-[[nodiscard]] std::string_view to_string(Route route) noexcept;
+[[nodiscard]] std::string_view to_string(AccessPath path) noexcept;
 
 /// A memory BAR, mapped into the program. Accesses are volatile, of exactly the width asked for,
 /// and checked against the BAR's length; the values are little-endian on the bus and the CPU's own
@@ -63,7 +66,11 @@ public:
     [[nodiscard]] Result<void> write64(std::uint64_t offset, std::uint64_t value) const;
 
 private:
-    friend class DeviceAccess;
+    friend class VfioBackend;
+    friend class SysfsBackend;
+    // Maps `length` bytes whose physical address starts at `start`.
+    [[nodiscard]] static Result<Bar> map(int fd, std::uint64_t offset, std::uint64_t start,
+                                         std::uint64_t length);
     Bar(std::span<std::byte> map, std::size_t start, std::size_t length) noexcept
         : map_(map), base_(map.data() + start), length_(length) {}
     [[nodiscard]] Result<void> check(std::uint64_t offset, std::size_t width,
@@ -102,21 +109,37 @@ public:
     }
 
     /// Wait until a vector has come, and return how often it came since the last wait.
-    /// EINVAL: no such vector. ETIMEDOUT: it did not come in time.
-    [[nodiscard]] Result<std::uint64_t> wait(unsigned vector,
-                                             std::chrono::milliseconds deadline) const;
+    ///
+    /// Waits until `deadline` (a year or more: without end) or `stop`:
+    /// when a stop is requested, also by another thread, the wait ends at once. EINVAL: no such
+    /// vector. ETIMEDOUT: it did not come in time. ECANCELED: a stop was requested. An interrupt
+    /// that had come by then is still returned.
+    [[nodiscard]] Result<std::uint64_t> wait(unsigned vector, std::chrono::milliseconds deadline,
+                                             std::stop_token stop = {}) const;
+
+    /// The eventfd of a vector, -1 when there is no such vector, to wait for several things at a
+    /// time with poll(), epoll or io_uring (eventfd(2)). It is readable when the vector has come
+    /// since the last wait(); then wait() with a deadline of 0 returns how often. It stays this
+    /// object's, which closes it.
+    [[nodiscard]] int fd(unsigned vector) const noexcept;
 
 private:
-    friend class DeviceAccess;
+    friend class VfioBackend;
     Interrupts() noexcept = default;
+    [[nodiscard]] static Result<Interrupts> open(int vfio_device, unsigned vectors);
 
     int device_ = -1;         // VFIO's device
     std::vector<int> events_; // an eventfd for each vector
     InterruptKind kind_ = InterruptKind::msi_x;
 };
 
-/// Access to a bound device. Open the Session first, since it keeps the device powered; it is
-/// referred to until close(). While the access is open, memory decoding and bus mastering are on.
+/// Access to a bound device. Open the Session first, since it keeps the device powered: when that
+/// is closed, enable() by sysfs and check_present() answer EBADF. While the access is open, memory
+/// decoding and bus mastering are on.
+///
+/// Engines share what is open: they go on when the access is moved, and answer EBADF when it is
+/// closed or destroyed. close(), and moving into an access, must not run beside other uses of the
+/// device.
 ///
 /// By VFIO, opening resets the function, and another opener gets EBUSY; so does a session that asks
 /// to be enabled. By sysfs, it is the session that is enabled, and interrupts are not to be had.
@@ -124,14 +147,14 @@ class DeviceAccess {
 public:
     /// Open the device of a session.
     ///
-    /// @param force take this route; without it VFIO's where its nodes exist, otherwise sysfs'
+    /// @param force take this path; without it VFIO's where its nodes exist, otherwise sysfs'
     /// @param sysfs where sysfs is
-    /// EOPNOTSUPP: the forced route does not exist here, with the reason as detail. EBUSY: somebody
+    /// EOPNOTSUPP: the forced path does not exist here, with the reason as detail. EBUSY: somebody
     /// else has the device, or a function that VFIO resets together with it. EAGAIN: somebody has
     /// been resetting it for 5 s. EPERM: by sysfs, as Session::enable(). EACCES: not root, or
     /// kernel lockdown forbids it.
     [[nodiscard]] static Result<DeviceAccess> open(const Session& session,
-                                                   std::optional<Route> force = std::nullopt,
+                                                   std::optional<AccessPath> force = std::nullopt,
                                                    const std::string& sysfs = "/sys");
 
     DeviceAccess(DeviceAccess&&) noexcept;
@@ -146,9 +169,9 @@ public:
 
     /// The device.
     [[nodiscard]] const Bdf& bdf() const noexcept;
-    /// The route that was taken.
-    [[nodiscard]] Route route() const noexcept;
-    /// Why this route and not the other, in one line.
+    /// The path that was taken.
+    [[nodiscard]] AccessPath path() const noexcept;
+    /// Why this path and not the other, in one line.
     [[nodiscard]] const std::string& why() const noexcept;
     /// Both ids and the class from config space.
     [[nodiscard]] const DeviceIds& ids() const noexcept;
@@ -161,7 +184,7 @@ public:
 
     /// Switch the device's interrupts on, MSI-X where it has that, otherwise MSI.
     /// @param vectors how many, at least 1
-    /// EOPNOTSUPP: the route is sysfs, or the device has fewer. EINVAL: none. EBUSY and others:
+    /// EOPNOTSUPP: the path is sysfs, or the device has fewer. EINVAL: none. EBUSY and others:
     /// VFIO_DEVICE_SET_IRQS.
     [[nodiscard]] Result<Interrupts> interrupts(unsigned vectors) const;
 
@@ -177,8 +200,9 @@ public:
     /// Read 32 bits of config space.
     [[nodiscard]] Result<std::uint32_t> read_config32(std::uint64_t offset) const;
 
-    /// Switch memory decoding and bus mastering on or off: by VFIO in the command register, by
-    /// sysfs through Session::enable().
+    /// Switch memory decoding and bus mastering on or off by VFIO, in the command register; by
+    /// sysfs bus mastering alone, by Session::enable(), since the memory of a bound device is
+    /// always decoded.
     [[nodiscard]] Result<void> enable(bool on) const;
 
     /// Whether the device is still there: ENODEV when it was unplugged or unbound. Its registers
@@ -191,11 +215,11 @@ public:
     [[nodiscard]] Result<void> reset() const;
 
 private:
-    struct State;
-    explicit DeviceAccess(std::unique_ptr<State> state) noexcept;
-    [[nodiscard]] const State& state() const noexcept;
+    friend class Engine;
+    explicit DeviceAccess(std::shared_ptr<DeviceState> state) noexcept;
+    [[nodiscard]] const DeviceState& state() const noexcept;
 
-    std::unique_ptr<State> state_; // null when it was moved from
+    std::shared_ptr<DeviceState> state_; // shared with engines; null when it was moved from
 };
 
 } // namespace dmaprobe

@@ -5,7 +5,7 @@
 #include <dmaprobe/result.h>
 #include <dmaprobe/types.h>
 
-namespace dmaprobe {
+namespace [[gnu::visibility("default")]] dmaprobe {
 
 /// The file descriptor of a dma-buf (Documentation/driver-api/dma-buf.rst of the kernel). It is
 /// closed with its owner. The dma-buf lives on for as long as anybody has it open, mapped or

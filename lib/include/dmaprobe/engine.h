@@ -2,6 +2,7 @@
 // Engines: devices that can be programmed to move bytes, so that DMA can be seen to work or fault.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -14,17 +15,17 @@
 #include <dmaprobe/session.h>
 #include <dmaprobe/types.h>
 
-namespace dmaprobe {
+namespace [[gnu::visibility("default")]] dmaprobe {
 
 /// What a device does with memory that it reads; Engine::copy_to_device().
-enum class Intake {
+enum class ReadEffect {
     stores,   ///< keeps it in its own memory
     compares, ///< compares it with its own memory, which stays what it is
     none,     ///< it cannot read memory
 };
 
 /// "stores", "compares" or "none".
-[[nodiscard]] std::string_view to_string(Intake intake) noexcept;
+[[nodiscard]] std::string_view to_string(ReadEffect read_effect) noexcept;
 
 /// How an engine learns that a transfer has ended.
 enum class Completion {
@@ -45,15 +46,15 @@ struct EngineTraits {
     /// device gets no answer to them, and reports success. Some emulated ones know.
     bool sees_write_faults = false;
     std::uint64_t dma_mask = 0;  ///< addresses that it can give to the bus
-    Size max_transfer;           ///< bytes that one transfer moves at most
+    Size max_transfer = Size(0); ///< bytes that one transfer moves at most
     std::uint64_t alignment = 1; ///< addresses of memory are multiples of it
     Size block = Size(1);        ///< lengths and offsets in the device are multiples of it
     /// Where a transfer goes on in another segment, the one ends and the other starts at a multiple
     /// of it. 0: a transfer has one segment.
-    Size segment_edge;
-    Size device_memory;             ///< memory of its own, that transfers go into and come from
-    Size identity;                  ///< bytes of Engine::identify(); 0: it cannot do that
-    Intake intake = Intake::stores; ///< what it does with memory that it reads
+    Size segment_edge = Size(0);
+    Size device_memory = Size(0); ///< memory of its own, that transfers go into and come from
+    Size identity = Size(0);      ///< bytes of Engine::identify(); 0: it cannot do that
+    ReadEffect read_effect = ReadEffect::stores; ///< what it does with memory that it reads
     std::chrono::milliseconds deadline{2000}; ///< how long a transfer may take; Engine::deadline()
 };
 
@@ -65,7 +66,7 @@ struct BlockRange {
 
 /// How to probe for an engine.
 struct EngineOptions {
-    /// How to wait. Nothing: by interrupt where the device and the route to it have that, otherwise
+    /// How to wait. Nothing: by interrupt where the device and the path to it have that, otherwise
     /// by polling.
     std::optional<Completion> completion = std::nullopt;
     /// For a device with a medium (NVMe): these blocks of it are the device's own memory, and may
@@ -73,7 +74,25 @@ struct EngineOptions {
     std::optional<BlockRange> allow_write = std::nullopt;
 };
 
+class Engine;
+
+/// A kind of engine, as Engine::probe() chooses from them: what it can do, which devices it drives,
+/// and how one is made.
+struct EngineType {
+    /// What it can do at best; a device may turn out to do less. Its texts have static storage.
+    EngineTraits traits;
+    /// Whether it drives such a device. Any thread may call it, several at a time.
+    bool (*drives)(const DeviceIds& ids) noexcept = nullptr;
+    /// Make an engine for a device that it drives, and make the device ready. Engine::probe() calls
+    /// it, and hands on what it answers.
+    Result<std::unique_ptr<Engine>> (*create)(const Session& session, const DeviceAccess& device,
+                                              const EngineOptions& options) = nullptr;
+};
+
 /// A device that moves bytes on demand.
+///
+/// The library has engines of its own (Documentation/engines.rst); a program adds others with
+/// add(), and derives each from this class.
 ///
 /// Guarantees that every engine gives:
 /// - A transfer uses exactly the IOVAs it was asked to use, or none at all: what the device would
@@ -90,7 +109,12 @@ struct EngineOptions {
 ///   set the mask that find() gives, with Session::set_mask_up_to(), before probe().
 /// - In the end, the device is left at rest, as its own driver expects to find it.
 ///
-/// An engine refers to the Session and the DeviceAccess it was probed with, which must outlive it.
+/// - It shares the open device with the DeviceAccess that it was probed with, and the open file
+/// with
+///   the Session. Both can be moved. When one of them was closed or destroyed, each call answers
+///   EBADF, and no register is touched any more; closing the DeviceAccess has stopped the device's
+///   DMA. End the engine before both, so that it can bring the device to rest.
+///
 /// One thread at a time.
 class Engine {
 public:
@@ -102,8 +126,16 @@ public:
     [[nodiscard]] static Result<std::unique_ptr<Engine>>
     probe(const Session& session, const DeviceAccess& device, const EngineOptions& options = {});
     /// What the engine for such a device can do at best, or null when no engine drives it. Needs no
-    /// device.
+    /// device. What it points to stays until the program ends.
     [[nodiscard]] static const EngineTraits* find(const DeviceIds& ids) noexcept;
+
+    /// Add a kind of engine, for all threads and until the program ends. Of several that drive a
+    /// device, find() and probe() take the one that was added last: a program's own engine before
+    /// one of the library's.
+    ///
+    /// EINVAL: no name, no function, or an alignment or a block of 0. EEXIST: there is one of that
+    /// name.
+    [[nodiscard]] static Result<void> add(const EngineType& type);
 
     Engine(const Engine&) = delete;
     Engine& operator=(const Engine&) = delete;
@@ -121,13 +153,13 @@ public:
     /// How it learns that a transfer has ended.
     [[nodiscard]] Completion completion() const noexcept { return completion_; }
 
-    /// The device reads memory, and does with it what EngineTraits::intake says.
+    /// The device reads memory, and does with it what EngineTraits::read_effect says.
     ///
     /// @param src first address
     /// @param length bytes, at least 1, at most EngineTraits::max_transfer
     /// @param device_offset where in the device's memory they go, or what they are compared with
     /// EINVAL: length, alignment or device_offset are not possible. ERANGE: addresses beyond the
-    /// mask. EOPNOTSUPP: Intake::none. EILSEQ: Intake::compares, and there is a difference.
+    /// mask. EOPNOTSUPP: ReadEffect::none. EILSEQ: ReadEffect::compares, and there is a difference.
     /// ETIMEDOUT, EIO: the device failed. ENODEV: it is gone.
     [[nodiscard]] Result<void> copy_to_device(Iova src, Size length, Size device_offset = Size());
     /// The same in one transfer from several segments, of which none is empty.
@@ -149,8 +181,10 @@ public:
 
     /// How long one transfer may take; EngineTraits::deadline from the start.
     [[nodiscard]] std::chrono::milliseconds deadline() const noexcept { return deadline_; }
-    /// Set how long one transfer may take.
-    void set_deadline(std::chrono::milliseconds deadline) noexcept { deadline_ = deadline; }
+    /// Set how long one transfer may take: a year at most, to which more is shortened.
+    void set_deadline(std::chrono::milliseconds deadline) noexcept {
+        deadline_ = std::min<std::chrono::milliseconds>(deadline, std::chrono::years(1));
+    }
 
     /// Bring the device back to rest: when this succeeds, no transfer is under way. ETIMEDOUT, EIO.
     [[nodiscard]] Result<void> reset();
@@ -159,18 +193,30 @@ public:
     [[nodiscard]] const std::optional<Error>& last_error() const noexcept { return last_error_; }
 
 protected:
+    /// An engine that has no device which could go away: one made of memory, for tests.
+    explicit Engine(const EngineTraits& traits) noexcept;
     /// @param traits what it can do with this device
-    /// @param device what it reaches the device by; null when there is none that could go away
+    /// @param device what it reaches the device by
     /// @param completion how it waits
-    explicit Engine(const EngineTraits& traits, const DeviceAccess* device = nullptr,
-                    Completion completion = Completion::polling) noexcept
-        : traits_(traits), device_(device), completion_(completion), deadline_(traits.deadline) {}
+    Engine(const EngineTraits& traits, const DeviceAccess& device,
+           Completion completion = Completion::polling) noexcept;
 
-    /// Whether the device is still there. To be asked before its registers are touched, each time
-    /// anew: those of a device that is gone must no longer be touched.
-    [[nodiscard]] Result<void> check_present(std::string_view op) const {
-        return device_ != nullptr ? device_->check_present(op) : Result<void>();
+    /// The interrupts to wait by, for a create() of EngineType: none when EngineOptions asks for
+    /// polling, or when it asks for nothing and the path or the device has none. Errors as
+    /// DeviceAccess::interrupts().
+    [[nodiscard]] static Result<std::optional<Interrupts>>
+    interrupts_for(const DeviceAccess& device, const EngineOptions& options, unsigned vectors);
+    /// How an engine with these waits.
+    [[nodiscard]] static Completion
+    completion_by(const std::optional<Interrupts>& interrupts) noexcept {
+        return interrupts ? Completion::interrupt : Completion::polling;
     }
+    /// Whether the device is still there. To be asked before its registers are touched, each time
+    /// anew: those of a device that is gone must no longer be touched. ENODEV: it is gone. EBADF:
+    /// the DeviceAccess or the Session was closed.
+    [[nodiscard]] Result<void> check_present(std::string_view op) const;
+    /// DeviceAccess::reset(), for a device that does not obey its registers.
+    [[nodiscard]] Result<void> reset_function() const;
     /// Wait for an interrupt until the deadline: ETIMEDOUT; ENODEV when the device went meanwhile.
     [[nodiscard]] Result<void> await_interrupt(std::string_view op, const Interrupts& interrupts,
                                                unsigned vector) const;
@@ -195,15 +241,18 @@ private:
     [[nodiscard]] Result<void> check_transfer(std::string_view op,
                                               std::span<const Segment> segments,
                                               Size device_offset) const;
+    template <class Move>
+    [[nodiscard]] Result<void> transfer(std::string_view op, Move move);
     [[nodiscard]] Result<void> to_device(std::span<const Segment> src, Size device_offset);
     [[nodiscard]] Result<void> from_device(std::span<const Segment> dst, Size device_offset);
     [[nodiscard]] Result<void> note(Result<void> result);
 
     EngineTraits traits_;
-    const DeviceAccess* device_;
+    std::shared_ptr<const DeviceState> device_; // null when there is none
     Completion completion_;
     std::chrono::milliseconds deadline_;
     std::optional<Error> last_error_;
+    bool at_rest_ = true; // no transfer has timed out since the last reset
 };
 
 } // namespace dmaprobe

@@ -7,6 +7,7 @@
 #include <deque>
 #include <optional>
 #include <span>
+#include <stop_token>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -15,7 +16,7 @@
 #include <dmaprobe/result.h>
 #include <dmaprobe/types.h>
 
-namespace dmaprobe {
+namespace [[gnu::visibility("default")]] dmaprobe {
 
 /// What the device wanted to do.
 enum class FaultAccess {
@@ -33,7 +34,7 @@ struct Fault {
     std::optional<Bdf> bdf;            ///< the requester, if reported, which behind a bridge may
                                        ///< be the bridge (PciBus::requester_ids()); domain 0 when
                                        ///< that part was not
-    bool domain_told = true;           ///< whether the log names the PCI domain
+    bool names_domain = true;          ///< whether the log names the PCI domain
     std::optional<Iova> iova;          ///< as reported, if it was; VT-d rounds it down to 4 KiB
     FaultAccess access = FaultAccess::unknown; ///< what the device wanted to do
     std::string reason;                        ///< the reason in the driver's words
@@ -88,6 +89,12 @@ private:
 ///
 /// The kernel limits how many faults it reports, on most IOMMUs for all devices together, to ten
 /// messages in 5 seconds. A fault of VT-d uses up to three of them.
+///
+/// One transfer may be reported many times. virtio-iommu, as QEMU emulates it, reports each access
+/// of the bus, of 4 bytes for edu; of 4 KiB the kernel logs ten and suppresses the rest
+/// (viommu_fault_handler() of drivers/iommu/virtio-iommu.c; seen with Linux 7.3). wait() takes one,
+/// and the others stay: later waits meet them. So drain() before a transfer whose fault is waited
+/// for, or have the device touch a few bytes only.
 class FaultWatcher {
 public:
     /// Open the log at its end: what was logged before is not seen. EACCES, EPERM: not root.
@@ -100,13 +107,26 @@ public:
     ~FaultWatcher();
 
     /// The next fault of a device that was not taken yet. Faults of other devices stay for their
-    /// own wait() or drain(). ETIMEDOUT when none came in time.
-    [[nodiscard]] Result<Fault> wait(const Bdf& bdf, std::chrono::milliseconds deadline);
+    /// own wait() or drain().
+    ///
+    /// Waits until `deadline` (a year or more: without end) or `stop`:
+    /// when a stop is requested, also by another thread, the wait ends at once. ETIMEDOUT: no fault
+    /// came in time. ECANCELED: a stop was requested. A fault that had come by then is still
+    /// returned.
+    [[nodiscard]] Result<Fault> wait(const Bdf& bdf, std::chrono::milliseconds deadline,
+                                     std::stop_token stop = {});
     /// The same of a device whose DMA can carry any of these ids (PciBus::requester_ids()).
     [[nodiscard]] Result<Fault> wait(std::span<const Bdf> requesters,
-                                     std::chrono::milliseconds deadline);
+                                     std::chrono::milliseconds deadline, std::stop_token stop = {});
     /// The next fault of any device.
-    [[nodiscard]] Result<Fault> wait(std::chrono::milliseconds deadline);
+    [[nodiscard]] Result<Fault> wait(std::chrono::milliseconds deadline, std::stop_token stop = {});
+
+    /// The log's descriptor, to wait for several things at a time with poll(), epoll or io_uring.
+    /// It is readable when the log has records that were not read, of faults or of anything else.
+    /// So call wait() with a deadline of 0 until it answers ETIMEDOUT, which reads all records, and
+    /// only then poll; POLLERR too says that there is something to read. It stays the watcher's,
+    /// which closes it; nobody else may read from it.
+    [[nodiscard]] int fd() const noexcept { return fd_; }
 
     /// All faults that were logged and not taken yet, of all devices, without waiting.
     [[nodiscard]] Result<std::vector<Fault>> drain();
@@ -123,7 +143,8 @@ private:
     explicit FaultWatcher(int fd) noexcept : fd_(fd) {}
     [[nodiscard]] Result<void> read_all();
     template <class Match>
-    [[nodiscard]] Result<Fault> wait_for(const Match& match, std::chrono::milliseconds deadline);
+    [[nodiscard]] Result<Fault> wait_for(const Match& match, std::chrono::milliseconds deadline,
+                                         std::stop_token stop);
 
     int fd_ = -1;
     FaultParser parser_;

@@ -11,7 +11,7 @@
 #include <dmaprobe/session.h>
 #include <dmaprobe/types.h>
 
-namespace dmaprobe {
+namespace [[gnu::visibility("default")]] dmaprobe {
 
 /// The kernel's state of an IOVA space and the module's record of it;
 /// `struct dmaprobe_get_iova_state`.
@@ -30,8 +30,8 @@ struct IovaState {
 /// the kernel, "Part Ie" and drivers/iommu/dma-iommu.c); the module refuses what would break them,
 /// with the errnos that `<linux/dmaprobe.h>` lists per command.
 ///
-/// destroy() or free() end it. The destructor unlinks what this object linked and frees the space,
-/// best effort.
+/// It ends by destroy() or free(). The destructor unlinks what this object linked and frees the
+/// space, best effort.
 class IovaSpace {
 public:
     /// Allocate space; dma_iova_try_alloc(), whose false answer is an error here.
@@ -99,8 +99,9 @@ public:
     [[nodiscard]] Result<void> unlink(Size offset, Size length, Direction direction,
                                       Attr attrs = Attr::none);
 
-    /// Free the space; dma_iova_free(). EBUSY while something is linked. Ends the object, also
-    /// after ENODEV and EBADF (device or session gone). Once ended, it is no error to ask again.
+    /// Free the space; dma_iova_free(). EBUSY while something is linked. After ENODEV and EBADF
+    /// (device or session gone) the object has ended all the same. A second free or destroy is no
+    /// error.
     [[nodiscard]] Result<void> free();
 
     /// Unlink all and free the space; dma_iova_destroy(). What is linked must be exactly the bytes
@@ -114,17 +115,17 @@ public:
     /// always true after alloc().
     [[nodiscard]] bool use() const noexcept { return addr_ != Iova(); }
 
-    /// The id; 0 when ended.
+    /// The id; 0 when it has ended.
     [[nodiscard]] std::uint32_t id() const noexcept { return id_; }
-    /// First address; 0 when there is no space. It stays readable when the space has ended.
+    /// First address; 0 when there is no space. It stays readable when the object has ended.
     [[nodiscard]] Iova addr() const noexcept { return addr_; }
     /// Bytes asked for.
     [[nodiscard]] Size length() const noexcept { return length_; }
 
-    /// The open file, for what uses the space. Not part of the API.
-    [[nodiscard]] const std::shared_ptr<Channel>& channel() const noexcept { return channel_; }
-
 private:
+    friend struct ChannelOf;
+    template <class Object>
+    friend class Ref;
     struct Link {
         Size offset;
         Size length;

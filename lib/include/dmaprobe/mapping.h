@@ -13,7 +13,7 @@
 #include <dmaprobe/result.h>
 #include <dmaprobe/types.h>
 
-namespace dmaprobe {
+namespace [[gnu::visibility("default")]] dmaprobe {
 
 /// How something is mapped. Mapping::map() takes the first three, `enum dmaprobe_map_kind`;
 /// Mapping::kind() returns the others as well.
@@ -47,7 +47,7 @@ struct SgEntry {
 /// DMAPROBE_MAP_DMABUF.
 ///
 /// While it lives, the device may use the memory and the CPU only after sync_for_cpu(), as
-/// Documentation/core-api/dma-api.rst of the kernel says. It is unmapped by unmap() or by the
+/// Documentation/core-api/dma-api.rst of the kernel says. It ends by unmap() or by the
 /// destructor.
 class Mapping {
 public:
@@ -105,7 +105,7 @@ public:
     ~Mapping();
 
     /// Unmap with the attributes it was mapped with; DMAPROBE_UNMAP. After ENODEV and EBADF (device
-    /// or session gone) the object is closed all the same. A second unmap is no error.
+    /// or session gone) the object has ended all the same. A second unmap is no error.
     [[nodiscard]] Result<void> unmap() { return unmap(attrs_); }
     /// The same with other attributes.
     /// @param attrs those it was mapped with, of which skip_cpu_sync may differ; none for a dma-buf
@@ -129,7 +129,7 @@ public:
     /// What the device is given, in order; DMAPROBE_GET_SEGMENTS.
     [[nodiscard]] Result<std::vector<Segment>> segments() const;
 
-    /// The id; 0 when unmapped.
+    /// The id; 0 when it has ended.
     [[nodiscard]] std::uint32_t id() const noexcept { return id_; }
     /// The address to give to the device. Lists and dma-bufs have segments() instead; 0 here.
     [[nodiscard]] Iova dma_addr() const noexcept { return dma_addr_; }
@@ -146,10 +146,10 @@ public:
     /// Whether syncs have work to do; dma_need_sync().
     [[nodiscard]] bool need_sync() const noexcept { return need_sync_; }
 
-    /// The open file, for what uses the mapping. Not part of the API.
-    [[nodiscard]] const std::shared_ptr<Channel>& channel() const noexcept { return channel_; }
-
 private:
+    friend struct ChannelOf;
+    template <class Object>
+    friend class Ref;
     Mapping() noexcept = default;
 
     std::shared_ptr<Channel> channel_;

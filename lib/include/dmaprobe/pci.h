@@ -9,9 +9,10 @@
 #include <vector>
 
 #include <dmaprobe/bdf.h>
+#include <dmaprobe/query.h>
 #include <dmaprobe/result.h>
 
-namespace dmaprobe {
+namespace [[gnu::visibility("default")]] dmaprobe {
 
 /// Where to find the kernel's files; tests point it to a tree of their own.
 struct SystemPaths {
@@ -58,16 +59,6 @@ struct Usage {
     /// What is in use and would be lost: "network interface eth0 (up)", "nvme0n1p2 mounted on /".
     std::vector<std::string> losses;
 };
-
-/// The types of a group's default domain that bind() can ask for.
-enum class DefaultDomain {
-    strict,   ///< translated, invalidated at once: "DMA" in sysfs
-    lazy,     ///< translated, invalidated later: "DMA-FQ"
-    identity, ///< addresses pass through: "identity"
-};
-
-/// "strict", "lazy" or "identity".
-[[nodiscard]] std::string_view to_string(DefaultDomain domain) noexcept;
 
 /// What bind() did.
 struct BindReport {
@@ -118,16 +109,16 @@ public:
     /// the driver it had. When a step fails, what was done is undone.
     ///
     /// @param force also take it from another driver, and though its IOMMU group is shared
-    /// @param domain the type that the default domain of its IOMMU group is to have, until
-    /// unbind();
-    ///        nothing: leave it
-    /// ENODEV: no such function. EPERM: a bridge. EOPNOTSUPP: no IOMMU group. EBUSY: a driver has
-    /// it, or another function of its group has one, and `force` is not set. ENOENT: the module is
-    /// not loaded. EACCES: not root. EIO: dmaprobe did not take it. Also EBUSY: it is bound
-    /// already, or another function of the group has a driver, and the domain is of another type.
-    /// EOPNOTSUPP: the IOMMU has no domain of that type for it.
+    /// @param domain the type (dma, dma_fq or identity) that the default domain of its IOMMU group
+    ///        is to have, until unbind(); nothing: leave it
+    /// EINVAL: a domain cannot be given that type. ENODEV: no such function. EPERM: a bridge.
+    /// EOPNOTSUPP: no IOMMU group. EBUSY: a driver has it, or another function of its group has
+    /// one, and `force` is not set. ENOENT: the module is not loaded. EACCES: not root. EIO:
+    /// dmaprobe did not take it. Also EBUSY: it is bound already, or another function of the group
+    /// has a driver, and the domain is of another type. EOPNOTSUPP: the IOMMU has no domain of that
+    /// type for it.
     [[nodiscard]] Result<BindReport> bind(const Bdf& bdf, bool force,
-                                          std::optional<DefaultDomain> domain = std::nullopt) const;
+                                          std::optional<DomainType> domain = std::nullopt) const;
 
     /// Give a function back to the driver that bind() took it from, and its group's domain the type
     /// it had. Open sessions answer ENODEV from then on; an open VFIO device is waited for. Also

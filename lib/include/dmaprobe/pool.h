@@ -11,23 +11,23 @@
 #include <dmaprobe/session.h>
 #include <dmaprobe/types.h>
 
-namespace dmaprobe {
+namespace [[gnu::visibility("default")]] dmaprobe {
 
 /// A block out of a pool, zeroed; DMAPROBE_POOL_ALLOC.
 ///
 /// It shares its page with other blocks, so the program reaches it by read() and write() only.
-/// Given back by free() or the destructor.
+/// It ends by free() or the destructor.
 class PoolBlock {
 public:
     PoolBlock(PoolBlock&&) noexcept;
     PoolBlock& operator=(PoolBlock&&) noexcept;
     PoolBlock(const PoolBlock&) = delete;
     PoolBlock& operator=(const PoolBlock&) = delete;
-    /// Gives it back, best effort.
+    /// Frees it, best effort.
     ~PoolBlock();
 
-    /// Give it back to its pool; DMAPROBE_DESTROY, dma_pool_free(). After ENODEV and EBADF (device
-    /// or session gone) the object is closed all the same. A second free is no error.
+    /// Free it, back to its pool; DMAPROBE_DESTROY, dma_pool_free(). After ENODEV and EBADF (device
+    /// or session gone) the object has ended all the same. A second free is no error.
     [[nodiscard]] Result<void> free();
 
     /// Copy bytes out of the block; DMAPROBE_COPY. EINVAL: no bytes, or the range leaves the block.
@@ -35,17 +35,17 @@ public:
     /// Copy bytes into the block; errors as read().
     [[nodiscard]] Result<void> write(Size offset, std::span<const std::byte> from) const;
 
-    /// The id; 0 when given back.
+    /// The id; 0 when it has ended.
     [[nodiscard]] std::uint32_t id() const noexcept { return id_; }
     /// The address to give to the device.
     [[nodiscard]] Iova dma_addr() const noexcept { return dma_addr_; }
     /// Bytes: the pool's block size.
     [[nodiscard]] Size length() const noexcept { return length_; }
 
-    /// The open file, for what uses the block. Not part of the API.
-    [[nodiscard]] const std::shared_ptr<Channel>& channel() const noexcept { return channel_; }
-
 private:
+    friend struct ChannelOf;
+    template <class Object>
+    friend class Ref;
     friend class Pool;
     PoolBlock() noexcept = default;
 
@@ -83,19 +83,19 @@ public:
     [[nodiscard]] Result<PoolBlock> alloc() const;
 
     /// Destroy the pool; DMAPROBE_DESTROY, dma_pool_destroy(). EBUSY while it has blocks. After
-    /// ENODEV and EBADF (device or session gone) the object is closed all the same. A second time
-    /// is no error.
+    /// ENODEV and EBADF (device or session gone) the object has ended all the same. A second
+    /// destroy is no error.
     [[nodiscard]] Result<void> destroy();
 
-    /// The id; 0 when destroyed.
+    /// The id; 0 when it has ended.
     [[nodiscard]] std::uint32_t id() const noexcept { return id_; }
     /// Bytes of a block.
     [[nodiscard]] Size block_size() const noexcept { return block_size_; }
 
-    /// The open file, for what uses the pool. Not part of the API.
-    [[nodiscard]] const std::shared_ptr<Channel>& channel() const noexcept { return channel_; }
-
 private:
+    friend struct ChannelOf;
+    template <class Object>
+    friend class Ref;
     Pool() noexcept = default;
 
     std::shared_ptr<Channel> channel_;

@@ -10,7 +10,7 @@
 
 #include <dmaprobe/types.h>
 
-namespace dmaprobe {
+namespace [[gnu::visibility("default")]] dmaprobe {
 
 /// The version of the ABI, and what the kernel offers; `struct dmaprobe_get_info`.
 struct Info {
@@ -47,6 +47,7 @@ struct Limits {
     bool addressing_limited = false;     ///< dma_addressing_limited()
     bool iommu = false;                  ///< an IOMMU translates, so that IOVA spaces can be had
     bool can_mmap = false;               ///< dma_can_mmap(): coherent memory can be mmapped
+    bool confined = false;               ///< as Session::enable() wants it without CAP_SYS_RAWIO
     Size max_segment_size;               ///< dma_get_max_seg_size()
     std::uint64_t dma_mask = 0;          ///< dma_get_mask()
     std::uint64_t coherent_dma_mask = 0; ///< coherent mask
@@ -129,7 +130,8 @@ struct Domain {
 
 /// "offered", "missing", "gone", "not-driven"; "unknown" for another value.
 [[nodiscard]] std::string_view to_string(CallStatus status) noexcept;
-/// "none", "identity", "dma", "dma-fq", "other"; "unknown" for another value.
+/// "identity", "DMA", "DMA-FQ" (the words of /sys/kernel/iommu_groups/N/type), "none", "other";
+/// "unknown" for another value.
 [[nodiscard]] std::string_view to_string(DomainType type) noexcept;
 /// "direct", "direct-relaxable", "reserved", "msi", "sw-msi" (the words of sysfs); "unknown" for
 /// another value.

@@ -3,11 +3,12 @@
 #pragma once
 
 #include <expected>
+#include <format>
 #include <iosfwd>
 #include <string>
 #include <string_view>
 
-namespace dmaprobe {
+namespace [[gnu::visibility("default")]] dmaprobe {
 
 /// Why a call failed. Plain data: it can be copied, kept and compared.
 struct Error {
@@ -42,3 +43,13 @@ template <class T>
 using Result = std::expected<T, Error>;
 
 } // namespace dmaprobe
+
+/// Formats as Error::message().
+template <>
+struct std::formatter<dmaprobe::Error> : std::formatter<std::string_view> {
+    /// Called by std::format.
+    template <class Context>
+    auto format(const dmaprobe::Error& error, Context& context) const {
+        return std::formatter<std::string_view>::format(error.message(), context);
+    }
+};

@@ -9,7 +9,7 @@
 #include <dmaprobe/result.h>
 #include <dmaprobe/session.h>
 
-namespace dmaprobe {
+namespace [[gnu::visibility("default")]] dmaprobe {
 
 /// What a run does after a call that failed.
 enum class OnError : std::uint32_t {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // An open session with the module: every call to it passes through here.
+// The versions 0.x of the library promise no ABI: build a program anew for each.
 #pragma once
 
 #include <chrono>
@@ -15,10 +16,10 @@
 #include <dmaprobe/query.h>
 #include <dmaprobe/result.h>
 
-namespace dmaprobe {
+namespace [[gnu::visibility("default")]] dmaprobe {
 
-/// The open file behind a session, shared with the objects made in it. Not part of the API.
-class Channel;
+class Channel;    // the open file behind a session, shared with the objects made in it
+struct ChannelOf; // the library's way to it
 
 /// A buffer (buffer.h).
 class Buffer;
@@ -149,11 +150,13 @@ public:
     [[nodiscard]] Result<std::chrono::nanoseconds> bench_map(const Buffer& buffer,
                                                              std::uint64_t rounds) const;
 
-    /// Enable memory decoding and bus mastering, or give that up; DMAPROBE_ENABLE.
+    /// Enable bus mastering, or give that up; DMAPROBE_ENABLE.
     ///
-    /// DeviceAccess does this itself where it is needed. EPERM when another user had the device
-    /// enabled last, it cannot be reset, and the caller lacks CAP_SYS_RAWIO. EBUSY while VFIO has
-    /// open a function that it resets together with this one, or another VFIO driver has it.
+    /// DeviceAccess does this itself where it is needed. EPERM without CAP_SYS_RAWIO when another
+    /// user had the device enabled last and it cannot be reset, or when no IOMMU confines its DMA
+    /// and its interrupts, to this driver's functions alone. EBUSY while VFIO has open a function
+    /// that it resets together with this one, or another VFIO driver has it, or somebody is
+    /// opening, closing or resetting one of them.
     [[nodiscard]] Result<void> enable(bool on) const;
 
     /// Make any call of the ABI: the one place where commands leave for the module.
@@ -172,10 +175,8 @@ public:
         return call(request, op, static_cast<void*>(&arg));
     }
 
-    /// The open file, for the objects of the session. Not part of the API.
-    [[nodiscard]] const std::shared_ptr<Channel>& channel() const noexcept { return channel_; }
-
 private:
+    friend struct ChannelOf;
     explicit Session(std::shared_ptr<Channel> channel) noexcept;
 
     std::shared_ptr<Channel> channel_;

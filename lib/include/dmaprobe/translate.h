@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <iosfwd>
 #include <optional>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -12,7 +13,7 @@
 #include <dmaprobe/session.h>
 #include <dmaprobe/types.h>
 
-namespace dmaprobe {
+namespace [[gnu::visibility("default")]] dmaprobe {
 
 /// Where an extent leads; `enum dmaprobe_extent_kind`.
 enum class ExtentKind : std::uint32_t {
@@ -36,7 +37,9 @@ struct Extent {
     bool operator==(const Extent&) const = default;
 };
 
-/// Print an extent in one line.
+/// An extent in one line.
+[[nodiscard]] std::string to_string(const Extent& extent);
+/// Print as to_string() does.
 std::ostream& operator<<(std::ostream& out, const Extent& extent);
 
 /// What translate() is to do besides the usual.
@@ -59,3 +62,7 @@ struct TranslateOptions {
                                                     const TranslateOptions& options = {});
 
 } // namespace dmaprobe
+
+/// Formats as to_string().
+template <>
+struct std::formatter<dmaprobe::Extent> : dmaprobe::TextFormatter<dmaprobe::Extent> {};

@@ -3,20 +3,27 @@
 #pragma once
 
 #include <compare>
+#include <cstddef>
 #include <cstdint>
+#include <format>
+#include <functional>
 #include <iosfwd>
 #include <limits>
 #include <optional>
 #include <string>
 #include <string_view>
 
-namespace dmaprobe {
+namespace [[gnu::visibility("default")]] dmaprobe {
 
 /// A number of bytes: a length, or an offset inside an object.
 ///
-/// Arithmetic never wraps: a sum or product that does not fit sticks at max(), a difference below
-/// zero sticks at 0. A range that starts or ends there is refused by every check of the module, so
-/// a slip cannot turn into somebody else's address. Use the checked_ functions to find out.
+/// Arithmetic never wraps: what does not fit is max(), be it a sum or product that is too large or
+/// a difference below zero, and sums and differences of max() are max(). A range that has max()
+/// bytes, or starts or ends there, is refused by every check of the module, so a slip cannot turn
+/// into somebody else's address, nor into an empty range that passes. Use the checked_ functions to
+/// find out.
+///
+/// std::format prints it as a number, with all options of one.
 class Size {
 public:
     /// Zero bytes.
@@ -26,7 +33,7 @@ public:
 
     /// The number of bytes.
     [[nodiscard]] constexpr std::uint64_t value() const noexcept { return value_; }
-    /// The largest number of bytes, where sums stick.
+    /// The largest number of bytes, which stands for what does not fit.
     [[nodiscard]] static constexpr Size max() noexcept {
         return Size(std::numeric_limits<std::uint64_t>::max());
     }
@@ -55,33 +62,34 @@ private:
         return std::nullopt;
     return Size(a.value() * n);
 }
-/// Sum that sticks at Size::max().
+/// Sum; Size::max() when it does not fit.
 [[nodiscard]] constexpr Size operator+(Size a, Size b) noexcept {
     return checked_add(a, b).value_or(Size::max());
 }
-/// Difference that sticks at 0.
+/// Difference; Size::max() when it is below zero, or `a` is that.
 [[nodiscard]] constexpr Size operator-(Size a, Size b) noexcept {
-    return checked_sub(a, b).value_or(Size());
+    return a == Size::max() ? a : checked_sub(a, b).value_or(Size::max());
 }
-/// Product that sticks at Size::max().
+/// Product; Size::max() when it does not fit.
 [[nodiscard]] constexpr Size operator*(Size a, std::uint64_t n) noexcept {
     return checked_mul(a, n).value_or(Size::max());
 }
-/// Product that sticks at Size::max().
+/// Product; Size::max() when it does not fit.
 [[nodiscard]] constexpr Size operator*(std::uint64_t n, Size a) noexcept {
     return a * n;
 }
-/// Add to a size; sticks at Size::max().
+/// Add to a size, as operator+().
 constexpr Size& operator+=(Size& a, Size b) noexcept {
     return a = a + b;
 }
-/// Take from a size; sticks at 0.
+/// Take from a size, as operator-().
 constexpr Size& operator-=(Size& a, Size b) noexcept {
     return a = a - b;
 }
 
 /// An address of one address space. Addresses of different spaces do not mix, and two addresses
-/// cannot be added; sums stick at the highest address, as those of Size do.
+/// cannot be added. What does not fit is max(), as with Size. std::format prints it as to_string()
+/// does, with the options of a string.
 ///
 /// @tparam Space a type that names the address space
 template <class Space>
@@ -94,7 +102,7 @@ public:
 
     /// The address as a number.
     [[nodiscard]] constexpr std::uint64_t value() const noexcept { return value_; }
-    /// The highest address, where sums stick.
+    /// The highest address, which stands for what does not fit.
     [[nodiscard]] static constexpr Address max() noexcept {
         return Address(std::numeric_limits<std::uint64_t>::max());
     }
@@ -117,17 +125,17 @@ public:
             return std::nullopt;
         return Size(a.value() - b.value());
     }
-    /// Sum that sticks at max().
+    /// Sum; max() when it does not fit.
     [[nodiscard]] friend constexpr Address operator+(Address a, Size b) noexcept {
         return checked_add(a, b).value_or(max());
     }
-    /// Sum that sticks at max().
+    /// Sum; max() when it does not fit.
     [[nodiscard]] friend constexpr Address operator+(Size a, Address b) noexcept { return b + a; }
-    /// Distance that sticks at 0.
+    /// Distance; Size::max() when `b` lies above `a`, or `a` is max().
     [[nodiscard]] friend constexpr Size operator-(Address a, Address b) noexcept {
-        return checked_sub(a, b).value_or(Size());
+        return a == max() ? Size::max() : checked_sub(a, b).value_or(Size::max());
     }
-    /// Move an address up; sticks at max().
+    /// Move an address up, as operator+().
     friend constexpr Address& operator+=(Address& a, Size b) noexcept { return a = a + b; }
 
 private:
@@ -219,6 +227,18 @@ std::ostream& operator<<(std::ostream& out, Iova iova);
 /// Print as to_string() does.
 std::ostream& operator<<(std::ostream& out, Phys phys);
 
+/// Formats what has a to_string() as that prints it, with the options of a string.
+///
+/// @tparam T Iova, Phys, Direction, Attr, Extent
+template <class T>
+struct TextFormatter : std::formatter<std::string_view> {
+    /// Called by std::format.
+    template <class Context>
+    auto format(const T& value, Context& context) const {
+        return std::formatter<std::string_view>::format(to_string(value), context);
+    }
+};
+
 /// `using namespace dmaprobe::literals;` gives 512_B, 4_KiB and 1_MiB as Size.
 namespace literals {
 /// Bytes.
@@ -236,3 +256,40 @@ namespace literals {
 } // namespace literals
 
 } // namespace dmaprobe
+
+/// Formats as a number.
+template <>
+struct std::formatter<dmaprobe::Size> : std::formatter<std::uint64_t> {
+    /// Called by std::format.
+    template <class Context>
+    auto format(dmaprobe::Size size, Context& context) const {
+        return std::formatter<std::uint64_t>::format(size.value(), context);
+    }
+};
+/// Formats as to_string().
+template <class Space>
+struct std::formatter<dmaprobe::Address<Space>>
+    : dmaprobe::TextFormatter<dmaprobe::Address<Space>> {};
+/// Formats as to_string().
+template <>
+struct std::formatter<dmaprobe::Direction> : dmaprobe::TextFormatter<dmaprobe::Direction> {};
+/// Formats as to_string().
+template <>
+struct std::formatter<dmaprobe::Attr> : dmaprobe::TextFormatter<dmaprobe::Attr> {};
+
+/// For unordered containers.
+template <>
+struct std::hash<dmaprobe::Size> {
+    /// The hash.
+    std::size_t operator()(dmaprobe::Size size) const noexcept {
+        return std::hash<std::uint64_t>()(size.value());
+    }
+};
+/// For unordered containers.
+template <class Space>
+struct std::hash<dmaprobe::Address<Space>> {
+    /// The hash.
+    std::size_t operator()(dmaprobe::Address<Space> address) const noexcept {
+        return std::hash<std::uint64_t>()(address.value());
+    }
+};

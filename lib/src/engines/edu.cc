@@ -5,7 +5,7 @@
 // - addresses are cut off to 28 bits without a word, so the engine must refuse what is beyond;
 // - a range outside the device's buffer is only logged by QEMU, and then executed;
 // - a transfer that the IOMMU stopped ends like any other.
-#include "engines.h"
+#include "../builtin_engines.h"
 
 #include <cerrno>
 #include <format>
@@ -38,8 +38,11 @@ constexpr std::uint64_t memory_start = 0x40000; // where transfers see the devic
 
 class Edu final : public Engine {
 public:
+    static Result<std::unique_ptr<Engine>>
+    create(const Session& session, const DeviceAccess& device, const EngineOptions& options);
+
     Edu(const DeviceAccess& device, Bar bar, std::optional<Interrupts> interrupts)
-        : Engine(edu.traits, &device, completion_by(interrupts)), bar_(std::move(bar)),
+        : Engine(edu.traits, device, completion_by(interrupts)), bar_(std::move(bar)),
           interrupts_(std::move(interrupts)) {}
 
     /// Make sure that it is the device it should be, and that it answers.
@@ -138,8 +141,8 @@ private:
     std::optional<Interrupts> interrupts_;
 };
 
-Result<std::unique_ptr<Engine>> create(const Session& /*session*/, const DeviceAccess& device,
-                                       const EngineOptions& options) {
+Result<std::unique_ptr<Engine>> Edu::create(const Session& /*session*/, const DeviceAccess& device,
+                                            const EngineOptions& options) {
     auto bar = device.bar(0);
     if (!bar)
         return std::unexpected(std::move(bar.error()));
@@ -154,7 +157,7 @@ Result<std::unique_ptr<Engine>> create(const Session& /*session*/, const DeviceA
 
 } // namespace
 
-constinit const Entry edu{
+constinit const EngineType edu{
     .traits =
         {
             .name = "edu",
@@ -167,10 +170,11 @@ constinit const Entry edu{
             .segment_edge = Size(),
             .device_memory = Size(4096),
             .identity = Size(),
-            .intake = Intake::stores,
+            .read_effect = ReadEffect::stores,
         },
-    .drives = [](const DeviceIds& ids) { return ids.vendor == 0x1234 && ids.device == 0x11e8; },
-    .create = create,
+    .drives =
+        [](const DeviceIds& ids) noexcept { return ids.vendor == 0x1234 && ids.device == 0x11e8; },
+    .create = Edu::create,
 };
 
 } // namespace dmaprobe::engines

@@ -5,7 +5,8 @@
 // Compare of the first namespace that is active, so that the medium stays what it is; with
 // EngineOptions::allow_write they are Read and Write of the blocks named there. The queues lie in
 // coherent memory of the DMA API, like all that the device is given.
-#include "engines.h"
+#include "nvme.h"
+#include "../builtin_engines.h"
 
 #include <algorithm>
 #include <array>
@@ -16,6 +17,7 @@
 #include <format>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -23,60 +25,13 @@
 
 #include <dmaprobe/alloc.h>
 
-#include "../best_effort.h"
-
 namespace dmaprobe::engines {
 
 namespace {
 
+using namespace nvm;
 using std::chrono::milliseconds;
 using Clock = std::chrono::steady_clock;
-
-// Registers in BAR 0 (Base Specification, "Controller Properties").
-constexpr std::uint64_t reg_cap = 0x00;
-constexpr std::uint64_t reg_vs = 0x08;
-constexpr std::uint64_t reg_intms = 0x0c;
-constexpr std::uint64_t reg_cc = 0x14;
-constexpr std::uint64_t reg_csts = 0x1c;
-constexpr std::uint64_t reg_aqa = 0x24;
-constexpr std::uint64_t reg_asq = 0x28;
-constexpr std::uint64_t reg_acq = 0x30;
-constexpr std::uint64_t reg_crto = 0x68;
-constexpr std::uint64_t reg_doorbells = 0x1000;
-
-constexpr std::uint32_t cc_enable = 1 << 0;
-constexpr unsigned cc_page_shift = 7;
-constexpr std::uint32_t cc_shutdown = 1 << 14;
-constexpr std::uint32_t cc_shutdown_mask = 3 << 14;
-constexpr std::uint32_t cc_entry_sizes = 6 << 16 | 4 << 20; // of 64 and of 16 bytes
-
-constexpr std::uint32_t csts_ready = 1 << 0;
-constexpr std::uint32_t csts_fatal = 1 << 1;
-constexpr std::uint32_t csts_shutdown_mask = 3 << 2;
-constexpr std::uint32_t csts_shutdown_done = 2 << 2;
-
-constexpr std::uint32_t version_1_1 = 0x00010100;
-
-enum class Admin : std::uint8_t {
-    create_sq = 0x01,
-    create_cq = 0x05,
-    identify = 0x06,
-    set_features = 0x09,
-};
-enum class Io : std::uint8_t { write = 0x01, read = 0x02, compare = 0x05 };
-
-constexpr std::uint32_t identify_namespace = 0;
-constexpr std::uint32_t identify_controller = 1;
-constexpr std::uint32_t identify_active_namespaces = 2;
-constexpr std::uint32_t feature_number_of_queues = 7;
-constexpr Size identify_length(4096);
-
-// Of one command: their number less one has 16 bits.
-constexpr std::uint64_t most_blocks = 65536;
-
-// Status: type and code of it (Base Specification, "Status Field").
-constexpr unsigned status_data_transfer_error = 0x004;
-constexpr unsigned status_compare_failure = 0x285;
 
 // As long as Linux waits: nvme_io_timeout and nvme_admin_timeout, and for a shutdown
 // shutdown_timeout or what the controller says, up to a minute.
@@ -90,24 +45,6 @@ constexpr unsigned io_vector = 1;
 
 constexpr std::uint32_t admin_depth = 8;
 constexpr std::uint32_t io_depth = 64;
-
-/// A command: 16 words, little-endian.
-struct Command {
-    std::array<std::uint32_t, 16> words{};
-
-    void set(unsigned word, std::uint32_t value) { words[word] = htole32(value); }
-    void set64(unsigned word, std::uint64_t value) {
-        set(word, static_cast<std::uint32_t>(value));
-        set(word + 1, static_cast<std::uint32_t>(value >> 32));
-    }
-};
-static_assert(sizeof(Command) == 64);
-
-/// A completion.
-struct Answer {
-    std::array<std::uint32_t, 4> words{};
-};
-static_assert(sizeof(Answer) == 16);
 
 /// A pair of queues, and where the program is in them.
 struct Queue {
@@ -131,42 +68,27 @@ struct Queue {
     std::uint16_t command_id = 0;
 };
 
-std::uint16_t load16(std::span<const std::byte> from, std::size_t at) {
-    std::uint16_t value = 0;
-    std::memcpy(&value, from.data() + at, sizeof(value));
-    return le16toh(value);
-}
-
-std::uint32_t load32(std::span<const std::byte> from, std::size_t at) {
-    std::uint32_t value = 0;
-    std::memcpy(&value, from.data() + at, sizeof(value));
-    return le32toh(value);
-}
-
-std::uint64_t load64(std::span<const std::byte> from, std::size_t at) {
-    std::uint64_t value = 0;
-    std::memcpy(&value, from.data() + at, sizeof(value));
-    return le64toh(value);
-}
-
 class Nvme final : public Engine {
 public:
-    Nvme(const EngineTraits& traits, const Session& session, const DeviceAccess& device, Bar bar,
+    static Result<std::unique_ptr<Engine>>
+    create(const Session& session, const DeviceAccess& device, const EngineOptions& options);
+
+    Nvme(const EngineTraits& traits, const DeviceAccess& device, Bar bar,
          std::optional<Interrupts> interrupts, std::optional<BlockRange> allow_write)
-        : Engine(traits, &device, completion_by(interrupts)), session_(session), device_(device),
-          bar_(std::move(bar)), interrupts_(std::move(interrupts)), allow_write_(allow_write) {}
+        : Engine(traits, device, completion_by(interrupts)), bar_(std::move(bar)),
+          interrupts_(std::move(interrupts)), allow_write_(allow_write) {}
 
     ~Nvme() override {
         // Before its memory goes, the device must have stopped.
         if (check_present("nvme") && !shut_down())
-            best_effort(device_.reset());
+            std::ignore = reset_function();
     }
 
     Nvme(const Nvme&) = delete;
     Nvme& operator=(const Nvme&) = delete;
 
     /// Make the memory that the device is given, start it, and learn what it has.
-    Result<void> start() {
+    Result<void> start(const Session& session) {
         const auto cap = read64(reg_cap);
         if (!cap)
             return std::unexpected(cap.error());
@@ -187,19 +109,19 @@ public:
         page_ = Size(std::uint64_t{1} << page_bits);
         const auto entries = std::min(static_cast<std::uint32_t>(*cap & 0xffff) + 1, io_depth);
 
-        auto admin = make_queue(0, admin_depth);
+        auto admin = make_queue(session, 0, admin_depth);
         if (!admin)
             return std::unexpected(std::move(admin.error()));
         admin_.emplace(std::move(*admin));
-        auto io = make_queue(1, entries);
+        auto io = make_queue(session, 1, entries);
         if (!io)
             return std::unexpected(std::move(io.error()));
         io_.emplace(std::move(*io));
-        auto list = Alloc::coherent(session_, page_);
+        auto list = Alloc::coherent(session, page_);
         if (!list)
             return std::unexpected(std::move(list.error()));
         list_.emplace(std::move(*list));
-        auto identity = Alloc::coherent(session_, identify_length);
+        auto identity = Alloc::coherent(session, identify_length);
         if (!identity)
             return std::unexpected(std::move(identity.error()));
         identity_.emplace(std::move(*identity));
@@ -281,18 +203,18 @@ private:
         if ((*cc & cc_enable) != 0 && (*csts & csts_ready) != 0) {
             if (auto done = bar_.write32(reg_cc, (*cc & ~cc_shutdown_mask) | cc_shutdown); !done)
                 return done;
-            best_effort(await_status(csts_shutdown_mask, csts_shutdown_done, "shut down",
-                                     shutdown_within_));
+            std::ignore =
+                await_status(csts_shutdown_mask, csts_shutdown_done, "shut down", shutdown_within_);
         }
         return disable();
     }
 
     /// Queues start at pages of the controller, which coherent memory does that is as long.
-    Result<Queue> make_queue(std::uint16_t id, std::uint32_t depth) const {
-        auto sq = Alloc::coherent(session_, std::max(page_, Size(depth * sizeof(Command))));
+    Result<Queue> make_queue(const Session& session, std::uint16_t id, std::uint32_t depth) const {
+        auto sq = Alloc::coherent(session, std::max(page_, Size(depth * sizeof(Command))));
         if (!sq)
             return std::unexpected(std::move(sq.error()));
-        auto cq = Alloc::coherent(session_, std::max(page_, Size(depth * sizeof(Answer))));
+        auto cq = Alloc::coherent(session, std::max(page_, Size(depth * sizeof(Answer))));
         if (!cq)
             return std::unexpected(std::move(cq.error()));
         if (sq->bytes().empty() || cq->bytes().empty())
@@ -423,7 +345,7 @@ private:
         known.max_transfer =
             std::max(known.block, Size(known.max_transfer.value() & ~(known.block.value() - 1)));
         known.device_memory = known.block * blocks;
-        known.intake = compares ? Intake::compares : Intake::none;
+        known.read_effect = compares ? ReadEffect::compares : ReadEffect::none;
         known.emulated = qemu;
         known.sees_read_faults = !qemu;
         if (allow_write_) {
@@ -435,7 +357,7 @@ private:
                                       blocks)});
             first_block_ = allow_write_->first;
             known.device_memory = known.block * allow_write_->count;
-            known.intake = Intake::stores;
+            known.read_effect = ReadEffect::stores;
         }
         set_traits(known);
         return {};
@@ -499,13 +421,16 @@ private:
         const volatile std::uint32_t* entry = nullptr;
         for (unsigned looked = 0;; looked++) {
             const bool late = Clock::now() >= end;
+            // The queue goes with the device, and who looks at it then gets SIGBUS. What remains
+            // is an unbind in the moment of a look.
+            if (looked >= 1000 || late)
+                if (auto there = check_present(op); !there)
+                    return std::unexpected(std::move(there.error()));
             entry = next(queue);
             if (entry != nullptr)
                 break;
             if (looked < 1000 && !late)
                 continue;
-            if (auto there = check_present(op); !there)
-                return std::unexpected(std::move(there.error()));
             const auto csts = bar_.read32(reg_csts);
             if (!csts)
                 return std::unexpected(csts.error());
@@ -603,15 +528,13 @@ private:
             return there;
         // It may be beyond obeying its registers.
         if (auto done = disable(); !done)
-            if (auto forced = device_.reset(); !forced)
+            if (auto forced = reset_function(); !forced)
                 return done;
         if (interrupts_)
             std::ignore = interrupts_->wait(io_vector, milliseconds(0));
         return bring_up();
     }
 
-    const Session& session_;
-    const DeviceAccess& device_;
     Bar bar_;
     std::optional<Interrupts> interrupts_;
     std::optional<BlockRange> allow_write_;
@@ -628,24 +551,24 @@ private:
     std::optional<Alloc> identity_; // what Identify answers
 };
 
-Result<std::unique_ptr<Engine>> create(const Session& session, const DeviceAccess& device,
-                                       const EngineOptions& options) {
+Result<std::unique_ptr<Engine>> Nvme::create(const Session& session, const DeviceAccess& device,
+                                             const EngineOptions& options) {
     auto bar = device.bar(0);
     if (!bar)
         return std::unexpected(std::move(bar.error()));
     auto interrupts = interrupts_for(device, options, io_vector + 1);
     if (!interrupts)
         return std::unexpected(std::move(interrupts.error()));
-    auto engine = std::make_unique<Nvme>(nvme.traits, session, device, std::move(*bar),
+    auto engine = std::make_unique<Nvme>(nvme.traits, device, std::move(*bar),
                                          std::move(*interrupts), options.allow_write);
-    if (auto started = engine->start(); !started)
+    if (auto started = engine->start(session); !started)
         return std::unexpected(std::move(started.error()));
     return engine;
 }
 
 } // namespace
 
-constinit const Entry nvme{
+constinit const EngineType nvme{
     .traits =
         {
             .name = "nvme",
@@ -659,11 +582,11 @@ constinit const Entry nvme{
             .segment_edge = Size(4096),
             .device_memory = Size(),
             .identity = identify_length,
-            .intake = Intake::compares,
+            .read_effect = ReadEffect::compares,
             .deadline = io_deadline,
         },
-    .drives = [](const DeviceIds& ids) { return ids.class_code == 0x010802; },
-    .create = create,
+    .drives = [](const DeviceIds& ids) noexcept { return ids.class_code == 0x010802; },
+    .create = Nvme::create,
 };
 
 } // namespace dmaprobe::engines

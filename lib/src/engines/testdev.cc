@@ -7,7 +7,7 @@
 //   and what the device finds there is not asked for;
 // - it has the ids of pci-testdev. What distinguishes them is how the result register follows the
 //   doorbell.
-#include "engines.h"
+#include "../builtin_engines.h"
 
 #include <cerrno>
 #include <format>
@@ -41,8 +41,11 @@ constexpr std::uint32_t attrs_non_secure = 1 << 1;
 
 class Testdev final : public Engine {
 public:
+    static Result<std::unique_ptr<Engine>>
+    create(const Session& session, const DeviceAccess& device, const EngineOptions& options);
+
     Testdev(const DeviceAccess& device, Bar bar)
-        : Engine(testdev.traits, &device), bar_(std::move(bar)) {}
+        : Engine(testdev.traits, device), bar_(std::move(bar)) {}
 
     /// Make sure that it is this device.
     Result<void> check_alive() const {
@@ -65,7 +68,7 @@ public:
 
 private:
     Result<void> do_to_device(std::span<const Segment> /*src*/, Size /*device_offset*/) override {
-        return std::unexpected(Error{EOPNOTSUPP, "copy_to_device", {}}); // Intake::none
+        return std::unexpected(Error{EOPNOTSUPP, "copy_to_device", {}}); // ReadEffect::none
     }
 
     Result<void> do_from_device(std::span<const Segment> dst, Size /*device_offset*/) override {
@@ -109,8 +112,9 @@ private:
     Bar bar_;
 };
 
-Result<std::unique_ptr<Engine>> create(const Session& /*session*/, const DeviceAccess& device,
-                                       const EngineOptions& options) {
+Result<std::unique_ptr<Engine>> Testdev::create(const Session& /*session*/,
+                                                const DeviceAccess& device,
+                                                const EngineOptions& options) {
     if (options.completion == Completion::interrupt)
         return std::unexpected(
             Error{EOPNOTSUPP, "engine_probe", "iommu-testdev has no interrupts"});
@@ -125,7 +129,7 @@ Result<std::unique_ptr<Engine>> create(const Session& /*session*/, const DeviceA
 
 } // namespace
 
-constinit const Entry testdev{
+constinit const EngineType testdev{
     .traits =
         {
             .name = "testdev",
@@ -139,10 +143,11 @@ constinit const Entry testdev{
             .segment_edge = Size(),
             .device_memory = Size(1 << 20), // the pattern, over and over
             .identity = Size(),
-            .intake = Intake::none,
+            .read_effect = ReadEffect::none,
         },
-    .drives = [](const DeviceIds& ids) { return ids.vendor == 0x1b36 && ids.device == 0x0005; },
-    .create = create,
+    .drives =
+        [](const DeviceIds& ids) noexcept { return ids.vendor == 0x1b36 && ids.device == 0x0005; },
+    .create = Testdev::create,
 };
 
 } // namespace dmaprobe::engines

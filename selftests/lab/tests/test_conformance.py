@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What `dmaprobe check` and `dmaprobe demo` report about platforms that only the lab has."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from labs import NO_LONGER_ITS_OWN, Ended, lab
+
+# No report of the IOMMU is seen: the kernel's log is another file.
+BLIND = "touch /tmp/log; mount --bind /tmp/log /dev/kmsg; "
+
+
+def checks_that_see_stale_translations(*options: str, script: str) -> Ended:
+    """Takes a lazy domain for a strict one, in several runs if need be.
+
+    What was unmapped is gone after 10 ms, which a busy machine may let pass.
+    """
+    for _ in range(4):
+        ended = lab("run", "--domain", "lazy", "--device", "testdev", *options, "--", "sh", "-c",
+                    script)
+        if ended.code == 1:
+            break
+    return ended
+
+
+def test_stale_translations_are_seen() -> None:
+    """A lazy domain that is taken for a strict one: what should be gone is not, and that shows."""
+    ended = checks_that_see_stale_translations(
+        script="DMAPROBE_EXPECT_STRICT=1 dmaprobe check --ktap "
+               "--only After.AccessAfterRelease/page --only Unlink.OfAPart")
+    assert ended.code == 1, ended.err
+    assert "\nnot ok 2 After.AccessAfterRelease/page\n" in ended.out
+    assert NO_LONGER_ITS_OWN in ended.out
+    # dma_iova_unlink() invalidates at once there as well.
+    assert "\nok 1 Unlink.OfAPart\n" in ended.out
+
+
+def test_stale_translations_are_seen_without_reports() -> None:
+    """What is not stopped is seen by the memory alone."""
+    ended = checks_that_see_stale_translations(
+        script=BLIND + "DMAPROBE_EXPECT_STRICT=1 dmaprobe check --ktap "
+                       "--only After.AccessAfterRelease/page $DMAPROBE_BDF")
+    assert ended.code == 1, ended.err
+    assert NO_LONGER_ITS_OWN in ended.out
+
+
+def test_bridge_is_known() -> None:
+    """Faults of a device behind a bridge are reported under the bridge's requester id."""
+    ended = lab("run", "--device", "bridged", "--", "sh", "-c",
+                "dmaprobe demo $DMAPROBE_BDF && dmaprobe check --ktap --only 'After.*/page' "
+                "--only 'Edge.PastTheLastGranule/page' $DMAPROBE_BDF")
+    assert ended.code == 0, ended
+    assert "15 of 15 steps as they must be, 2 faults caught\n" in ended.out
+    assert "a bridge above the device" in ended.out
+    assert "# Totals: pass:2 fail:0" in ended.out
+
+
+def test_memory_is_the_witness_without_reports() -> None:
+    """Where no report of the IOMMU is understood, the memory is the witness; or nothing is."""
+    ended = lab("run", "--deadline", "300", "--", "sh", "-c", BLIND +
+                "dmaprobe demo $DMAPROBE_BDF && dmaprobe check --ktap --only 'After.*/page' "
+                "--only 'Permission.Write*/page' --only 'Edge.Past*/page' $DMAPROBE_BDF")
+    assert ended.code == 0, ended
+    assert "0 faults caught, 2 without a report that is understood\n" in ended.out
+    assert "# Totals: pass:2 fail:0 xfail:0 xpass:0 skip:1 error:0" in ended.out
+    assert ended.out.count("quirk: the device was stopped, and no report of the IOMMU is") == 2
+
+
+AS_USER = """
+    chown 1000 /dev/dmaprobe/* /sys/bus/pci/devices/$DMAPROBE_BDF/config
+    chown 1000 /sys/bus/pci/devices/$DMAPROBE_BDF/resource[0-9]
+    mkdir -p /etc; echo user:x:1000:1000::/:/bin/sh >/etc/passwd
+    dmaprobe info | grep confined
+    su user -c "cd /tmp; dmaprobe check --only 'Data.BothWays/page' $DMAPROBE_BDF"
+"""
+
+
+@pytest.mark.parametrize("options, code, text", [
+    pytest.param([], 0, "  ok      Data.BothWays/page\n", id="confined"),
+    pytest.param(["--iommu", "virtio"], 4, "no IOMMU confines its DMA and its interrupts",
+                 id="its interrupts are not"),
+    pytest.param(["--domain", "identity"], 4, "no IOMMU confines its DMA", id="its DMA is not"),
+    pytest.param(["--iommu", "virtio", "--append", "dmaprobe.allow_unsafe_interrupts=1"], 0,
+                 "  ok      Data.BothWays/page\n", id="let pass")])
+def test_users_need_a_confined_device(options: list[str], code: int, text: str) -> None:
+    """Without CAP_SYS_RAWIO, bus mastering takes an IOMMU that confines DMA and interrupts."""
+    ended = lab("run", *options, "--", "sh", "-c", AS_USER)
+    assert ended.code == code, ended
+    assert text in ended.out
+    assert f"confined          {'yes' if code == 0 else 'no'}: " in ended.out
+
+
+INTERRUPTED = """
+    run="dmaprobe check --only Data.* $DMAPROBE_BDF"
+    within_30_s() { n=0; until "$@" || [ $n = 300 ]; do n=$((n+1)); sleep 0.1; done; }
+    begin() { $run >/out/$1 2>&1 & pid=$!; within_30_s grep -qs '^  ok ' /out/$1; }
+    checks() { grep -ls dmaprobe-confor /proc/[0-9]*/comm; }
+    none() { ! checks; }
+    begin first
+    $run --json >/out/second.json 2>/out/second; echo second $?
+    echo $DMAPROBE_BDF >/sys/bus/pci/drivers/dmaprobe/unbind
+    wait $pid; echo first $?
+    echo $DMAPROBE_BDF >/sys/bus/pci/drivers_probe
+    begin third
+    kill -9 $pid; within_30_s none >/dev/null; checks; echo left $?
+    begin fourth
+    kill -BUS $(checks | cut -d/ -f3)
+    wait $pid; echo fourth $?
+"""
+
+
+def test_interrupted_checks_find_nothing(tmp_path: Path) -> None:
+    """Another check, an unbind and the tool's end are no findings; SIGBUS with the device is."""
+    ended = lab("run", "--out", str(tmp_path), "--", "sh", "-c", INTERRUPTED)
+    assert (ended.code, ended.out) == (0, "second 3\nfirst 3\nleft 1\nfourth 1\n"), ended.err
+    assert "another dmaprobe check has " in (tmp_path / "second").read_text()
+    assert "which says nothing about the platform: " in (tmp_path / "first").read_text()
+    assert re.search(r"the checks ended at .*: Bus error", (tmp_path / "fourth").read_text())
+    assert json.loads((tmp_path / "second.json").read_text())["error"]["exit"] == 3
