@@ -256,9 +256,8 @@ static const struct dmaprobe_object_type allocation_type = {
 /* Look an allocation up and hold it. */
 struct dmaprobe_allocation *dmaprobe_allocation_get(struct dmaprobe_ucmd *ucmd, u32 id)
 {
-	struct dmaprobe_object *obj;
+	struct dmaprobe_object *obj = dmaprobe_object_get(ucmd, id, &allocation_type);
 
-	obj = dmaprobe_object_get(ucmd, id, &allocation_type);
 	return IS_ERR(obj) ? ERR_CAST(obj) : to_allocation(obj);
 }
 

@@ -145,6 +145,7 @@ int dmaprobe_allocation_mmap(struct dmaprobe_allocation *a,
 		view_put(view);
 		return ret;
 	}
+	vm_flags_clear(vma, VM_PAT);
 	vma->vm_private_data = view;
 	vma->vm_ops = &dmaprobe_view_ops;
 	return 0;

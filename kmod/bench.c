@@ -44,10 +44,10 @@ static int bench_map_page(struct dmaprobe_ucmd *ucmd, u32 count)
 
 	start = ktime_get_ns();
 	while (count--) {
-		dma_addr_t addr;
+		dma_addr_t addr = dma_map_page_attrs(dev, pfn_to_page(PHYS_PFN(phys)),
+						     offset_in_page(phys), PAGE_SIZE,
+						     DMA_TO_DEVICE, attrs);
 
-		addr = dma_map_page_attrs(dev, pfn_to_page(PHYS_PFN(phys)),
-					  offset_in_page(phys), PAGE_SIZE, DMA_TO_DEVICE, attrs);
 		ret = dma_mapping_error(dev, addr);
 		if (ret)
 			return ret;
@@ -90,9 +90,8 @@ int dmaprobe_op_bench(struct dmaprobe_ucmd *ucmd)
 	cmd->ns = 0;
 	for (;;) {
 		u32 count = min(left, BENCH_BATCH);
-		int ret;
+		int ret = bench_batch(ucmd, count);
 
-		ret = bench_batch(ucmd, count);
 		if (ret)
 			return ret;
 		left -= count;

@@ -238,9 +238,8 @@ static const struct dmaprobe_object_type buffer_type = {
 /* Look a buffer up and hold it. */
 struct dmaprobe_buffer *dmaprobe_buffer_get(struct dmaprobe_ucmd *ucmd, u32 id)
 {
-	struct dmaprobe_object *obj;
+	struct dmaprobe_object *obj = dmaprobe_object_get(ucmd, id, &buffer_type);
 
-	obj = dmaprobe_object_get(ucmd, id, &buffer_type);
 	return IS_ERR(obj) ? ERR_CAST(obj) : obj_buffer(obj);
 }
 
@@ -297,9 +296,8 @@ static int check_alloc(const struct dmaprobe_buffer_alloc *cmd)
 int dmaprobe_buffer_add(struct dmaprobe_ucmd *ucmd, struct dmaprobe_buffer *buf)
 {
 	struct dmaprobe_session *s = ucmd->session;
-	int ret;
+	int ret = dmaprobe_memory_index(&buf->mem, BUFFER_GFP);
 
-	ret = dmaprobe_memory_index(&buf->mem, BUFFER_GFP);
 	if (ret)
 		return ret;
 
@@ -322,9 +320,8 @@ int dmaprobe_op_buffer_alloc(struct dmaprobe_ucmd *ucmd)
 	struct dmaprobe_buffer *buf;
 	int node = NUMA_NO_NODE;
 	gfp_t gfp = BUFFER_GFP;
-	int ret;
+	int ret = check_alloc(cmd);
 
-	ret = check_alloc(cmd);
 	if (ret)
 		return ret;
 	if (cmd->flags & DMAPROBE_BUFFER_ALLOC_NODE) {

@@ -8,6 +8,7 @@
 
 #include <linux/dma-buf.h>
 #include <linux/dma-mapping.h>
+#include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/slab.h>
 #include <linux/sort.h>
@@ -123,6 +124,14 @@ static inline void dma_unmap_phys(struct device *dev, dma_addr_t addr, size_t si
 				  enum dma_data_direction dir, unsigned long attrs)
 {
 }
+#endif
+
+/*
+ * Until 6.16 x86 looks up what remap_pfn_range() has reserved when a VMA is zapped, and
+ * warns when another zap was faster. What the DMA API allocates is RAM, and reserves nothing.
+ */
+#ifndef VM_PAT
+#define VM_PAT			VM_NONE
 #endif
 
 /* Attributes that not all these kernels have are 0 where they are missing. */

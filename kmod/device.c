@@ -75,7 +75,7 @@ static struct class dmaprobe_class = {
 	.dev_release = dmaprobe_device_free,
 };
 
-static int check_driver(struct device *dev, void *data)
+static int has_other_driver(struct device *dev, void *data)
 {
 	struct pci_dev *pdev = dev_is_pci(dev) ? to_pci_dev(dev) : NULL;
 	const struct device_driver *ours = data, *driver = READ_ONCE(dev->driver);
@@ -83,18 +83,15 @@ static int check_driver(struct device *dev, void *data)
 	if (!driver || driver == ours)
 		return 0;
 	/* Bridges are always in a group with what is behind them, and map nothing. */
-	return pdev && pci_is_bridge(pdev) ? 0 : -EBUSY;
+	return !pdev || !pci_is_bridge(pdev);
 }
 
-/* -EBUSY while another driver maps, and unmaps, in the same page tables: it does not ask us. */
-int dmaprobe_check_group(struct device *dev)
+/* Whether another driver maps, and unmaps, in the same page tables: it does not ask us. */
+bool dmaprobe_group_is_shared(struct device *dev)
 {
 	struct iommu_group *group = iommu_group_get(dev);
-	int ret;
+	bool ret = group && iommu_group_for_each_dev(group, dev->driver, has_other_driver);
 
-	if (!group)
-		return 0;
-	ret = iommu_group_for_each_dev(group, dev->driver, check_driver);
 	iommu_group_put(group);
 	return ret;
 }

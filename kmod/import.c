@@ -108,9 +108,8 @@ static int check_foreign(const struct dmaprobe_device *dd, const struct dma_buf 
  */
 static int import_map(struct dmaprobe_import *imp)
 {
-	struct sg_table *sgt;
+	struct sg_table *sgt = dma_buf_map_attachment(imp->attach, imp->dir);
 
-	sgt = dma_buf_map_attachment(imp->attach, imp->dir);
 	if (IS_ERR(sgt))
 		return PTR_ERR(sgt) == -EAGAIN ? -EBUSY : PTR_ERR(sgt);
 	imp->sgt = sgt;

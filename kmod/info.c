@@ -32,7 +32,7 @@ int dmaprobe_op_get_limits(struct dmaprobe_ucmd *ucmd)
 		     (dma_addressing_limited(dev) ? DMAPROBE_DEVICE_ADDRESSING_LIMITED : 0) |
 		     (dmaprobe_translates(ucmd->session->dd) ? DMAPROBE_DEVICE_IOMMU : 0) |
 		     (dma_can_mmap(dev) ? DMAPROBE_DEVICE_CAN_MMAP : 0) |
-		     (ucmd->session->dd->confined && !dmaprobe_check_group(dev) ?
+		     (ucmd->session->dd->confined && !dmaprobe_group_is_shared(dev) ?
 		      DMAPROBE_DEVICE_CONFINED : 0);
 	cmd->max_segment_size = dma_get_max_seg_size(dev);
 	cmd->dma_mask = dma_get_mask(dev);

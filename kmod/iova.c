@@ -350,9 +350,8 @@ int dmaprobe_op_iova_link(struct dmaprobe_ucmd *ucmd)
 	struct dmaprobe_session *s = ucmd->session;
 	phys_addr_t phys;
 	u64 mask;
-	int ret;
+	int ret = dmaprobe_check_map_attrs(s, cmd->attrs, LINK_ATTRS);
 
-	ret = dmaprobe_check_map_attrs(s, cmd->attrs, LINK_ATTRS);
 	if (ret)
 		return ret;
 	if ((cmd->attrs & DMAPROBE_ATTR_MMIO ? cmd->buffer_id : cmd->bar) ||

@@ -261,10 +261,9 @@ int dmaprobe_op_map_resource(struct dmaprobe_ucmd *ucmd)
 	struct dmaprobe_device *dd = ucmd->session->dd;
 	struct dmaprobe_mapping *m;
 	phys_addr_t phys;
-	int ret;
+	int ret = dmaprobe_check_attrs(cmd->attrs,
+				       DMAPROBE_MAP_ATTRS & ~DMAPROBE_ATTR_REQUIRE_COHERENT);
 
-	ret = dmaprobe_check_attrs(cmd->attrs,
-				   DMAPROBE_MAP_ATTRS & ~DMAPROBE_ATTR_REQUIRE_COHERENT);
 	if (ret)
 		return ret;
 	if (!dmaprobe_valid_dir(cmd->dir))

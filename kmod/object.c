@@ -187,9 +187,8 @@ int dmaprobe_op_destroy(struct dmaprobe_ucmd *ucmd)
 int dmaprobe_op_unmap(struct dmaprobe_ucmd *ucmd)
 {
 	struct dmaprobe_unmap *cmd = ucmd->cmd;
-	int ret;
+	int ret = dmaprobe_check_attrs(cmd->attrs, DMAPROBE_MAP_ATTRS | DMAPROBE_ATTR_CC_SHARED);
 
-	ret = dmaprobe_check_attrs(cmd->attrs, DMAPROBE_MAP_ATTRS | DMAPROBE_ATTR_CC_SHARED);
 	return ret ?: object_destroy(ucmd, cmd->id, DMAPROBE_UNMAP, cmd->attrs);
 }
 

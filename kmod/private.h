@@ -415,7 +415,7 @@ int dmaprobe_reply_segment(struct dmaprobe_ucmd *ucmd, dma_addr_t addr, size_t l
 /* device.c */
 struct dmaprobe_device *dmaprobe_device_create(struct pci_dev *pdev);
 void dmaprobe_device_unplug(struct dmaprobe_device *dd);
-int dmaprobe_check_group(struct device *dev);
+bool dmaprobe_group_is_shared(struct device *dev);
 
 /* session.c */
 extern const struct file_operations dmaprobe_fops;

@@ -51,7 +51,6 @@ static phys_addr_t translate_one(const struct dmaprobe_device *dd, u64 iova)
 static int read_tables(struct dmaprobe_walk *w, u64 iova)
 {
 	struct dmaprobe_device *dd = w->ucmd->session->dd;
-	int ret;
 
 	cond_resched();
 	guard(mutex)(&dd->group->turn);
@@ -62,9 +61,8 @@ static int read_tables(struct dmaprobe_walk *w, u64 iova)
 		return -ENODEV;
 	if (!dd->domain)
 		return -EOPNOTSUPP;
-	ret = dmaprobe_check_group(&dd->pdev->dev);
-	if (ret)
-		return ret;
+	if (dmaprobe_group_is_shared(&dd->pdev->dev))
+		return -EBUSY;
 	guard(mutex)(&dd->group->walk);
 	w->granule = dmaprobe_granule(dd);
 	w->first = iova & ~(w->granule - 1);

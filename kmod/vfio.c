@@ -105,7 +105,7 @@ static int reset_for_next_user(const struct dmaprobe_device *dd, struct pci_dev 
 /* A device that reaches more than sessions map is for callers who may do that anyway. */
 static bool may_master(const struct dmaprobe_device *dd, struct pci_dev *pdev)
 {
-	return (dd->confined && !dmaprobe_check_group(&pdev->dev)) || capable(CAP_SYS_RAWIO);
+	return (dd->confined && !dmaprobe_group_is_shared(&pdev->dev)) || capable(CAP_SYS_RAWIO);
 }
 
 static int registers_get(struct dmaprobe_session *s)
@@ -114,9 +114,10 @@ static int registers_get(struct dmaprobe_session *s)
 	u16 cmd;
 
 	if (!dd->enable_users) {
-		/* Decoding goes when a reset by sysfs meets others who write the register. */
+		/* A reset by sysfs that meets others who write the register undoes probe()'s. */
 		pci_read_config_word(dd->pdev, PCI_COMMAND, &cmd);
-		pci_write_config_word(dd->pdev, PCI_COMMAND, cmd | PCI_COMMAND_MEMORY);
+		pci_write_config_word(dd->pdev, PCI_COMMAND,
+				      cmd | PCI_COMMAND_MEMORY | PCI_COMMAND_INTX_DISABLE);
 		pci_set_master(dd->pdev);
 	}
 	/* Of several users, any can have left something. */

@@ -796,6 +796,33 @@ TEST_F(Engine, Reset) {
     EXPECT_TRUE(same(b.bytes().first(64), pattern(64, 21)));
 }
 
+// A transfer cannot be stopped: an engine begins with the end of one that somebody left under way.
+TEST_F(Engine, BeginsAtRest) {
+    dp::Buffer b = buffer(page_size());
+    dp::Mapping m = map(b, Direction::bidirectional);
+    auto bar = access->bar(0);
+
+    ASSERT_WORKS(bar);
+    put(b.bytes(), pattern(64, 31));
+    ASSERT_WORKS(m.sync_for_device());
+    for (int i = 0; i < 3; i++) {
+        // Its registers: from, to (its own memory), how much, and the command that starts it.
+        for (const auto& [reg, value] : {std::pair<uint64_t, uint64_t>{0x80, m.dma_addr().value()},
+                                         {0x88, 0x40000},
+                                         {0x90, 64},
+                                         {0x98, 1}})
+            ASSERT_WORKS(bar->write64(reg, value));
+        engine.reset();
+        auto probed = dp::Engine::probe(*keeper, *access);
+        ASSERT_WORKS(probed);
+        engine = std::move(*probed);
+        ASSERT_WORKS(engine->copy_from_device(m.dma_addr() + Size(64), Size(64)));
+        ASSERT_WORKS(m.sync_for_cpu());
+        EXPECT_TRUE(same(b.bytes().subspan(64, 64), pattern(64, 31)));
+    }
+    expect_no_fault();
+}
+
 // The same by interrupt and by polling; by VFIO there are interrupts.
 TEST_F(Engine, Completions) {
     for (const auto completion : {dp::Completion::interrupt, dp::Completion::polling}) {

@@ -152,6 +152,9 @@ Result<std::unique_ptr<Engine>> Edu::create(const Session& /*session*/, const De
     auto engine = std::make_unique<Edu>(device, std::move(*bar), std::move(*interrupts));
     if (auto alive = engine->check_alive(); !alive)
         return std::unexpected(std::move(alive.error()));
+    // A program that was killed can have left a transfer under way.
+    if (auto idle = engine->wait_idle("edu"); !idle)
+        return std::unexpected(std::move(idle.error()));
     return engine;
 }
 

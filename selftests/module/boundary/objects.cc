@@ -222,6 +222,54 @@ TEST_F(BoundaryExport, DeviceGoesWithAPathOpen) {
     EXPECT_TRUE(wait_for([&] { return exists(node_path(bdf)); }, seconds(5)));
 }
 
+// --- mmaps that go from two sides --------------------------------------------------
+
+class BoundaryViews : public DeviceTest {};
+
+// A program unmaps a dma-buf while its session ends, which unmaps it too. Until Linux 6.16, x86
+// kernels look up in the page tables which frames a VMA has reserved, and warn when the other side
+// was faster.
+TEST_F(BoundaryViews, GoByMunmapAndByTheSessionsEndAtOnce) {
+    constexpr size_t count = 512;
+    const size_t page = page_size();
+    KernelLog log;
+
+    for (int round = 0; round < 48; round++) {
+        const AllocWay way = {
+            "", std::array{DMAPROBE_ALLOC_KIND_COHERENT, DMAPROBE_ALLOC_KIND_PAGES}.at(round / 24)};
+        Raw mine = Raw::open(bdf);
+        Allocation a;
+        dmaprobe_export op = {};
+        std::atomic<bool> go = false;
+
+        ASSERT_OK(allocate(mine, a, way, page));
+        op.id = a.id;
+        ASSERT_OK(mine(op));
+        const Fd dmabuf(op.fd);
+        void* room = mmap(nullptr, count * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        ASSERT_NE(room, MAP_FAILED);
+        for (size_t i = 0; i < count; i++) {
+            ASSERT_NE(mmap(static_cast<std::byte*>(room) + i * page, page, PROT_READ,
+                           MAP_SHARED | MAP_FIXED, dmabuf.get(), 0),
+                      MAP_FAILED)
+                << strerror(errno);
+        }
+        const std::jthread unmapper([&] {
+            while (!go)
+                std::this_thread::yield();
+            munmap(room, count * page);
+        });
+        // One overtakes the other, in another place each time.
+        go = round % 2 == 1;
+        const auto until = steady_clock::now() + std::chrono::microseconds(50 * (round % 24));
+        while (steady_clock::now() < until)
+            std::this_thread::yield();
+        go = true;
+        EXPECT_OK(mine.close());
+    }
+    EXPECT_EQ(log.news(), "");
+}
+
 // --- answers that cannot be written ------------------------------------------------
 
 // One page, seen twice: the test fills it in by one address and gives the module the
