@@ -106,7 +106,7 @@ Result<void> Demo::find_engine(Step& step) {
     }
     auto engine = Engine::probe(*session_, *access_);
     if (!engine) {
-        if (engine.error().code == ENOTSUP)
+        if (engine.error().code == EOPNOTSUPP)
             skip_ = Skip{failure(engine.error()).message};
         return std::unexpected(engine.error());
     }

@@ -38,8 +38,9 @@ int fail(const Args& args, const Failure& failure) {
          {{"message", failure.message},
           {"errno", failure.code ? Json(dmaprobe::errno_name(failure.code)) : Json()},
           {"exit", failure.exit}}}};
+    // On one line, since faults prints one document on each.
     if (args.json)
-        print_json(document);
+        print(document_text(document, -1) + "\n");
     if (!args.json_file.empty())
         std::ofstream(args.json_file) << document_text(document) << '\n';
     warn(failure.message);

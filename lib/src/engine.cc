@@ -160,7 +160,7 @@ Result<std::unique_ptr<Engine>> Engine::probe(const Session& session, const Devi
     const EngineType* type = find_type(ids);
     if (type == nullptr)
         return std::unexpected(
-            Error{ENOTSUP, "engine_probe",
+            Error{EOPNOTSUPP, "engine_probe",
                   std::format("no engine can drive a device {:04x}:{:04x} of class {:06x}",
                               ids.vendor, ids.device, ids.class_code)});
     auto engine = type->create(session, device, options);

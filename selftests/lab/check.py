@@ -20,7 +20,7 @@ from pathlib import Path
 
 import coverage
 from kernels import CHECKOUT
-from program import LAB, call
+from program import LAB, call, end_all
 from report import Report, Result, show, write_junit
 from suites import SUITES
 
@@ -124,4 +124,6 @@ def main() -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # no traceback when nobody reads the output
+    signal.signal(signal.SIGINT, end_all)
+    signal.signal(signal.SIGTERM, end_all)
     sys.exit(main())

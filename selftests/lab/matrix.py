@@ -14,7 +14,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import ARCHS, DOMAINS, IOMMUS
-from program import LAB, call
+from program import LAB, call, end_all
 from report import of_checks, write_junit
 
 # What runs for each device. The kernel reports few faults in 5 s, and a transfer of NVMe is
@@ -35,7 +34,8 @@ SUITES = {
     "testdev": ["*"],
 }
 
-VERDICTS = ("ok", "quirk", "not ok", "skip")
+# Before the document of each device.
+MARK = "lab matrix: "
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,10 +93,24 @@ def script(devices: Sequence[str]) -> str:
     for device in devices:
         bdf = f"$DMAPROBE_{device.upper()}"
         only = " ".join(f"--only '{pattern}'" for pattern in SUITES[device])
-        lines += [f"dmaprobe bind --force {bdf} >/out/{device}.err 2>&1 && "
-                  f"dmaprobe check --json {only} {bdf} >/out/{device}.json 2>>/out/{device}.err",
-                  f"dmaprobe unbind {bdf} >>/out/{device}.err 2>&1"]
+        # What is printed is there even if a later device takes the guest with it.
+        lines += [f"dmaprobe bind --force {bdf} >&2 && echo '{MARK}{device}' && "
+                  f"dmaprobe check --json {only} {bdf}",
+                  f"dmaprobe unbind {bdf} >/dev/null"]
     return "\n".join([*lines, "exit 0"])
+
+
+def documents_in(out: str) -> dict[str, dict[str, Any]]:
+    """The documents that script() printed, by device."""
+    documents = {}
+    for part in out.split(MARK)[1:]:
+        device, _, text = part.partition("\n")
+        try:
+            document = json.loads(text)
+            documents[device] = {key: document[key] for key in ("domain", "checks", "totals")}
+        except (ValueError, KeyError):
+            continue
+    return documents
 
 
 def without_verdict(documents: dict[str, dict[str, Any]]) -> str:
@@ -111,23 +125,17 @@ def without_verdict(documents: dict[str, dict[str, Any]]) -> str:
 def run_cell(cell: Cell, devices: Sequence[str], deadline: int) -> Outcome:
     """Boot it and run the checks."""
     began = time.monotonic()
-    documents = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        code, _, err = call(
-            [*LAB, "run", *cell.options(), "--device", ",".join(devices),
-             "--deadline", str(deadline), "--out", scratch, "--", "sh", "-c", script(devices)],
-            deadline + 900)
-        trouble = err.strip() if code else ""
-        for device in devices:
-            try:
-                document = json.loads((Path(scratch) / f"{device}.json").read_text("utf-8"))
-                documents[device] = {key: document[key] for key in ("domain", "checks", "totals")}
-            except (OSError, ValueError, KeyError):
-                said = Path(scratch) / f"{device}.err"
-                trouble += f"\n{device}: " + (
-                    said.read_text("utf-8").strip() if said.exists() else "nothing came of it")
-        if documents:
-            trouble += without_verdict(documents)
+    code, out, err = call(
+        [*LAB, "run", *cell.options(), "--device", ",".join(devices),
+         "--deadline", str(deadline), "--", "sh", "-c", script(devices)],
+        deadline + 900)
+    documents = documents_in(out)
+    lacking = [device for device in devices if device not in documents]
+    trouble = err.strip() if code or lacking else ""
+    if lacking:
+        trouble += f"\nnothing came of {', '.join(lacking)}"
+    if documents:
+        trouble += without_verdict(documents)
     return Outcome(documents, trouble.strip(), time.monotonic() - began)
 
 
@@ -307,4 +315,6 @@ def main() -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # no traceback when nobody reads the output
+    signal.signal(signal.SIGINT, end_all)
+    signal.signal(signal.SIGTERM, end_all)
     sys.exit(main())

@@ -70,6 +70,8 @@ public:
 
     explicit operator bool() const { return engine_ != nullptr; }
     const std::string& why() const { return why_; }
+    /* Whether an engine drives such a device at all. */
+    bool known() const { return known_; }
     dmaprobe::Engine& engine() { return *engine_; }
     /* The device reads memory, and writes what it read elsewhere. */
     bool move(uint64_t to, uint64_t from, uint64_t length);
@@ -79,6 +81,7 @@ private:
     std::optional<dmaprobe::DeviceAccess> access_;
     std::unique_ptr<dmaprobe::Engine> engine_;
     std::string why_;
+    bool known_ = false;
 };
 
 } // namespace selftest

@@ -101,6 +101,20 @@ bool KeepDriver::restore() {
     return driver_of(bdf_) == driver_;
 }
 
+OneCpu::OneCpu() {
+    cpu_set_t one;
+
+    CPU_ZERO(&had_);
+    sched_getaffinity(0, sizeof(had_), &had_);
+    CPU_ZERO(&one);
+    CPU_SET(static_cast<size_t>(sched_getcpu()), &one);
+    EXPECT_EQ(sched_setaffinity(0, sizeof(one), &one), 0) << strerror(errno);
+}
+
+OneCpu::~OneCpu() {
+    sched_setaffinity(0, sizeof(had_), &had_);
+}
+
 int64_t pinned_pages() {
     // What the CPUs count by themselves is only added up at times.
     if (write_text("/proc/sys/vm/stat_refresh", "1"))

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <sched.h>
 #include <string>
 #include <sys/types.h>
 #include <vector>
@@ -52,6 +53,18 @@ private:
     std::string driver_;
     std::string override_;
     bool module_;
+};
+
+/* Keeps the thread, and the children that it makes, on the CPU that it is on. */
+class OneCpu {
+public:
+    OneCpu();
+    OneCpu(const OneCpu&) = delete;
+    OneCpu& operator=(const OneCpu&) = delete;
+    ~OneCpu();
+
+private:
+    cpu_set_t had_;
 };
 
 /* User pages that are pinned in the whole machine; nobody else pins in the lab. */

@@ -119,7 +119,7 @@ TEST_F(Tool, Check) {
     std::vector<std::string> words = args;
     words.emplace_back("--ktap");
     Outcome o = dmaprobe(words);
-    if (o.code == exit_lacking)
+    if (o.code == exit_lacking && o.out.empty())
         GTEST_SKIP() << o.err;
     EXPECT_EQ(o.code, o.out.contains(" # SKIP ") ? exit_lacking : exit_ok) << o.out << o.err;
     EXPECT_TRUE(o.out.starts_with("KTAP version 1\n1..1\n")) << o.out;
@@ -169,8 +169,8 @@ TEST_F(Tool, CheckByAUser) {
     constexpr uid_t user = 1000;
     std::vector<std::string> files = {node_path(bdf), pci_path(bdf) + "/config"};
 
-    if (!Raw::open(bdf).translated())
-        GTEST_SKIP() << "no IOMMU translates for the device";
+    if (!(s.limits().props & DMAPROBE_DEVICE_CONFINED))
+        GTEST_SKIP() << "the device is not confined, so that users cannot enable it";
     if (exists("/dev/vfio/devices"))
         GTEST_SKIP() << "the way to the BARs is VFIO's";
     for (int i = 0; i < 6; i++)
@@ -186,7 +186,7 @@ TEST_F(Tool, CheckByAUser) {
             });
     for (const std::string& file : files)
         EXPECT_EQ(chown(file.c_str(), 0, 0), 0) << file;
-    if (o.code == exit_lacking)
+    if (o.code == exit_lacking && o.out.empty())
         GTEST_SKIP() << o.err;
     EXPECT_EQ(o.code, exit_ok) << o.out << o.err;
     EXPECT_THAT(o.out, HasSubstr("ok      Data.BothWays/page"));

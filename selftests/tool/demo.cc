@@ -122,6 +122,9 @@ TEST_F(Tool, Demo) {
 TEST_F(Tool, Faults) {
     fails({"faults", "--count", "many"}, exit_usage, {"--count"});
     fails({"faults", no_such_device}, exit_failed, {no_such_device});
+    const Outcome failed = dmaprobe({"faults", "--json", no_such_device});
+    EXPECT_FALSE(json::parse(failed.out, nullptr, false).is_discarded()) << failed.out;
+    EXPECT_EQ(std::ranges::count(failed.out, '\n'), 1) << failed.out;
     const Outcome none = dmaprobe({"faults", "--seconds", "0"});
     EXPECT_EQ(none.code, exit_ok) << none.err;
     EXPECT_EQ(none.out, "");

@@ -151,7 +151,7 @@ public:
     /// @param sysfs where sysfs is
     /// EOPNOTSUPP: the forced path does not exist here, with the reason as detail. EBUSY: somebody
     /// else has the device, or a function that VFIO resets together with it. EAGAIN: somebody has
-    /// been resetting it for 5 s. EPERM: by sysfs, as Session::enable(). EACCES: not root, or
+    /// been resetting it for 5 s. EPERM: as Session::enable(). EACCES: not root, or
     /// kernel lockdown forbids it.
     [[nodiscard]] static Result<DeviceAccess> open(const Session& session,
                                                    std::optional<AccessPath> force = std::nullopt,

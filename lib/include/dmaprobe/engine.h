@@ -120,9 +120,9 @@ class Engine {
 public:
     /// Find the engine for a device and make it ready.
     ///
-    /// ENOTSUP: no engine knows the device. EOPNOTSUPP: no interrupts, and they were asked for, or
-    /// the device lacks what the engine needs. EIO, ETIMEDOUT: the device does not answer as it
-    /// should.
+    /// EOPNOTSUPP: no engine drives the device (find() is null), there are no interrupts, and they
+    /// were asked for, or the device lacks what the engine needs. EIO, ETIMEDOUT: the device does
+    /// not answer as it should.
     [[nodiscard]] static Result<std::unique_ptr<Engine>>
     probe(const Session& session, const DeviceAccess& device, const EngineOptions& options = {});
     /// What the engine for such a device can do at best, or null when no engine drives it. Needs no

@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <format>
 #include <thread>
+#include <tuple>
 #include <utility>
 
 namespace dmaprobe::engines {
@@ -80,9 +81,19 @@ private:
 
     /// The device cannot be stopped: rest is reached by waiting for the transfer's end.
     Result<void> do_reset() override {
-        if (auto idle = wait_idle("reset"); !idle)
+        if (auto idle = come_to_rest("reset"); !idle)
             return idle;
         return check_alive();
+    }
+
+    /// Nothing of an earlier transfer is left, its interrupt included.
+    Result<void> come_to_rest(std::string_view op) {
+        if (auto idle = wait_idle(op); !idle)
+            return idle;
+        if (!interrupts_)
+            return {};
+        std::ignore = interrupts_->wait(0, std::chrono::milliseconds(10));
+        return bar_.write32(reg_interrupt_ack, interrupt_dma);
     }
 
     Result<void> transfer(std::string_view op, std::uint64_t src, std::uint64_t dst, Size length,
@@ -153,7 +164,7 @@ Result<std::unique_ptr<Engine>> Edu::create(const Session& /*session*/, const De
     if (auto alive = engine->check_alive(); !alive)
         return std::unexpected(std::move(alive.error()));
     // A program that was killed can have left a transfer under way.
-    if (auto idle = engine->wait_idle("edu"); !idle)
+    if (auto idle = engine->come_to_rest("edu"); !idle)
         return std::unexpected(std::move(idle.error()));
     return engine;
 }

@@ -2,11 +2,14 @@
 """Runs of lab, as the tests make them."""
 
 import dataclasses
+import signal
 
-from program import LAB, call
+from program import LAB, call, end_all
 
 # A check of the platform reports this about an IOMMU that keeps a translation.
 NO_LONGER_ITS_OWN = "the device wrote to memory that is no longer its own"
+
+signal.signal(signal.SIGTERM, end_all)  # the suite's deadline
 
 
 @dataclasses.dataclass(frozen=True)

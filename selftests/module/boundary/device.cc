@@ -17,7 +17,6 @@
 #include <filesystem>
 #include <format>
 #include <list>
-#include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -419,12 +418,7 @@ TEST_F(BoundaryStale, TransferOfAKilledProcess) {
     const Edu registers(bdf);
     ASSERT_TRUE(registers);
     // The kernel keeps addresses by CPU, so on one CPU the next user gets the same.
-    cpu_set_t had;
-    cpu_set_t one;
-    ASSERT_EQ(sched_getaffinity(0, sizeof(had), &had), 0);
-    CPU_ZERO(&one);
-    CPU_SET(0, &one);
-    ASSERT_EQ(sched_setaffinity(0, sizeof(one), &one), 0);
+    const OneCpu here;
     for (int round = 0; round < 3; round++) {
         int status = 0;
 
@@ -453,7 +447,6 @@ TEST_F(BoundaryStale, TransferOfAKilledProcess) {
             EXPECT_STREQ(reinterpret_cast<char*>(memory.data()), own);
         });
     }
-    sched_setaffinity(0, sizeof(had), &had);
     RecordProperty("same_address", same);
 }
 

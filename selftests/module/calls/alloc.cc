@@ -201,6 +201,7 @@ Rig::Rig(const std::string& bdf) {
         return;
     }
     access_.emplace(std::move(*reached));
+    known_ = dp::Engine::find(access_->ids()) != nullptr;
     auto probed = dp::Engine::probe(*keeper_, *access_);
     if (!probed) {
         why_ = probed.error().message();

@@ -85,6 +85,35 @@ protected:
         return err ? strerror(err) : "";
     }
 
+    // What a child does, and how it ends.
+    enum End { noticed, other_error, no_engine, no_rig, no_session, no_memory, no_map, unlucky };
+    End dma_until_it_goes(const Fd& begun) const {
+        const uint64_t page = page_size();
+        Rig rig(bdf);
+        const Raw mine = Raw::open(bdf);
+        Buffer b;
+        dmaprobe_map map = {};
+
+        if (!rig)
+            return rig.known() ? no_rig : no_engine;
+        if (!mine)
+            return no_session;
+        if (mine.alloc(b, 2 * page))
+            return no_memory;
+        map.kind = DMAPROBE_MAP_KIND_PAGE;
+        map.buffer_id = b.id;
+        map.length = 2 * page;
+        if (mine(map) || write(begun.get(), "x", 1) != 1)
+            return no_map;
+        for (;;) {
+            const auto done = rig.engine().copy(dmaprobe::Iova(map.dma_addr + page),
+                                                dmaprobe::Iova(map.dma_addr), dmaprobe::Size(page));
+
+            if (!done)
+                return done.error().code == ENODEV ? noticed : other_error;
+        }
+    }
+
     // Bound as before; or why not.
     std::string bring_back() const {
         restart_deadline();
@@ -186,65 +215,48 @@ TEST_P(Unplug, UnderAllCalls) {
     }
 }
 
-// A program that does nothing but DMA notices that its device goes, and lets go of it.
+// A program that does nothing but DMA notices that its device goes, and lets go of it. A look at a
+// register in the moment when it goes is SIGBUS all the same.
 TEST_P(Unplug, InMidDma) {
-    std::array<int, 2> ends{};
+    int status = unlucky << 8;
 
     ASSERT_OK(s.close());
-    ASSERT_EQ(pipe2(ends.data(), O_CLOEXEC), 0);
-    const Fd out(ends[0]);
-    Fd in(ends[1]);
-    const pid_t child = fork();
-    ASSERT_GE(child, 0);
-    if (child == 0) {
-        const uint64_t page = page_size();
-        int code = 0;
-        {
-            Rig rig(bdf);
-            const Raw mine = Raw::open(bdf);
-            Buffer b;
-            dmaprobe_map map = {};
+    for (int attempt = 0; attempt < 5 && status == unlucky << 8; attempt++) {
+        std::array<int, 2> ends{};
 
-            if (!rig || !mine || mine.alloc(b, 2 * page))
-                _exit(1);
-            map.kind = DMAPROBE_MAP_KIND_PAGE;
-            map.buffer_id = b.id;
-            map.length = 2 * page;
-            if (mine(map) || write(in.get(), "x", 1) != 1)
-                _exit(2);
-            while (!code) {
-                const auto done =
-                    rig.engine().copy(dmaprobe::Iova(map.dma_addr + page),
-                                      dmaprobe::Iova(map.dma_addr), dmaprobe::Size(page));
-                code = done ? 0 : done.error().code;
-            }
+        ASSERT_EQ(pipe2(ends.data(), O_CLOEXEC), 0);
+        const Fd out(ends[0]);
+        Fd in(ends[1]);
+        const pid_t child = fork();
+        ASSERT_GE(child, 0);
+        if (child == 0) {
+            signal(SIGBUS, [](int) { _exit(unlucky); });
+            _exit(dma_until_it_goes(in));
         }
-        _exit(code == ENODEV ? 0 : 3);
+        in.close();
+        char byte = 0;
+        const bool begun = read(out.get(), &byte, 1) == 1;
+        std::string why;
+        if (begun) {
+            std::this_thread::sleep_for(milliseconds(130));
+            why = take_away();
+        }
+        const bool ended = wait_for_child(child, seconds(20), status);
+        if (!ended) {
+            kill(child, SIGKILL);
+            waitpid(child, &status, 0);
+        }
+        if (begun) {
+            EXPECT_TRUE(ended) << "the program does not notice";
+            EXPECT_EQ(why, "");
+            EXPECT_FALSE(exists(pci_path(bdf)));
+        }
+        ASSERT_EQ(bring_back(), "");
+        ASSERT_TRUE(WIFEXITED(status)) << "signal " << WTERMSIG(status);
+        if (!begun && (WEXITSTATUS(status) == no_engine || !iommu))
+            GTEST_SKIP() << "no engine that reaches memory";
     }
-    in.close();
-    char byte = 0;
-    const bool begun = read(out.get(), &byte, 1) == 1;
-    std::string why;
-    if (begun) {
-        std::this_thread::sleep_for(milliseconds(130));
-        why = take_away();
-    }
-    int status = -1;
-    const bool ended = wait_for_child(child, seconds(20), status);
-    if (!ended) {
-        kill(child, SIGKILL);
-        waitpid(child, &status, 0);
-    }
-    if (begun) {
-        EXPECT_TRUE(ended) << "the program does not notice";
-        EXPECT_EQ(why, "");
-        EXPECT_FALSE(exists(pci_path(bdf)));
-    }
-    ASSERT_EQ(bring_back(), "");
-    if (!begun)
-        GTEST_SKIP() << "no engine";
-    EXPECT_TRUE(WIFEXITED(status)) << "signal " << WTERMSIG(status);
-    EXPECT_EQ(WEXITSTATUS(status), 0);
+    EXPECT_EQ(WEXITSTATUS(status), noticed);
     expect_works();
 }
 
