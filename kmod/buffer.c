@@ -122,9 +122,8 @@ static int alloc_kmalloc(struct dmaprobe_buffer *buf, unsigned long nr,
 struct dmaprobe_buffer *dmaprobe_buffer_new(struct dmaprobe_session *s,
 					    unsigned long nr, unsigned long charge)
 {
-	struct dmaprobe_buffer *buf;
+	struct dmaprobe_buffer *buf = kzalloc_obj(*buf, GFP_KERNEL_ACCOUNT);
 
-	buf = kzalloc_obj(*buf, GFP_KERNEL_ACCOUNT);
 	if (!buf)
 		return ERR_PTR(-ENOMEM);
 	if (dmaprobe_charge(s, charge))

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* Bound devices, their character devices, and the groups they are in. */
+#include <linux/cc_platform.h>
 #include <linux/dma-map-ops.h>
 #include <linux/idr.h>
 #include <linux/module.h>
@@ -116,9 +117,10 @@ struct dmaprobe_device *dmaprobe_device_create(struct pci_dev *pdev)
 	struct dmaprobe_device *dd;
 	int minor, ret;
 
-	/* What we check before each call is what dma-direct and dma-iommu need. */
-	if (get_dma_ops(&pdev->dev) || pci_is_bridge(pdev)) {
-		pci_err(pdev, "a bridge, or DMA operations of the platform's own: not supported\n");
+	/* We check what dma-direct and dma-iommu need, for memory that devices can reach. */
+	if (get_dma_ops(&pdev->dev) || pci_is_bridge(pdev) ||
+	    cc_platform_has(CC_ATTR_GUEST_MEM_ENCRYPT)) {
+		pci_err(pdev, "a bridge, a confidential guest, or the platform's own DMA operations\n");
 		return ERR_PTR(-EOPNOTSUPP);
 	}
 	dd = kzalloc_obj(*dd, GFP_KERNEL);
@@ -188,9 +190,8 @@ void dmaprobe_device_unplug(struct dmaprobe_device *dd)
 
 static int __init dmaprobe_init(void)
 {
-	int ret;
+	int ret = alloc_chrdev_region(&dmaprobe_devt, 0, DMAPROBE_MAX_DEVICES, "dmaprobe");
 
-	ret = alloc_chrdev_region(&dmaprobe_devt, 0, DMAPROBE_MAX_DEVICES, "dmaprobe");
 	if (ret)
 		return ret;
 	ret = class_register(&dmaprobe_class);

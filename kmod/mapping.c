@@ -111,8 +111,8 @@ static const struct dmaprobe_object_type mapping_type = {
 /*
  * Without a translating IOMMU the kernel's call WARNs about what is beyond the mask
  * when it may not or cannot bounce it, or when the bounce buffer lies beyond the mask
- * as well. Bounce buffers are known to lie below 4 GiB, not where below. What does not
- * fit into a bounce buffer would be said in the kernel log.
+ * as well. Bounce buffers that are added later lie below 4 GiB, nobody knows where. What
+ * does not fit into a bounce buffer would be said in the kernel log.
  */
 static int check_direct(const struct dmaprobe_device *dd, u64 start, size_t length, u32 dir,
 			bool bounce)
@@ -125,7 +125,8 @@ static int check_direct(const struct dmaprobe_device *dd, u64 start, size_t leng
 	    start != DMA_MAPPING_ERROR && !check_add_overflow(start, length - 1, &end) &&
 	    end <= limit)
 		return 0;
-	if (!bounce || dd->direct_max == SIZE_MAX || limit < DMA_BIT_MASK(32))
+	if (!bounce || dd->direct_max == SIZE_MAX || limit < DMA_BIT_MASK(32) ||
+	    phys_to_dma_unencrypted(dev, dev->dma_io_tlb_mem->defpool.end - 1) > limit)
 		return -EIO;
 	/* A bounce buffer keeps these bits of the address. */
 	length += start & dma_get_min_align_mask(dev);

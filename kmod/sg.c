@@ -227,9 +227,8 @@ static int list_add_mapped(struct dmaprobe_ucmd *ucmd, struct dmaprobe_sg *list,
 	struct dmaprobe_map_sg *cmd = ucmd->cmd;
 	struct dmaprobe_session *s = ucmd->session;
 	struct device *dev = dmaprobe_dma_dev(s);
-	int ret;
+	int ret = dmaprobe_check_map_attrs(s, cmd->attrs, DMAPROBE_MAP_ATTRS);
 
-	ret = dmaprobe_check_map_attrs(s, cmd->attrs, DMAPROBE_MAP_ATTRS);
 	if (ret)
 		return ret;
 	ret = list_fill(ucmd, list, entries);

@@ -169,7 +169,7 @@ TEST_F(Tool, CheckByAUser) {
     constexpr uid_t user = 1000;
     std::vector<std::string> files = {node_path(bdf), pci_path(bdf) + "/config"};
 
-    if (!(s.limits().props & DMAPROBE_DEVICE_CONFINED))
+    if (!(Raw::open(bdf).limits().props & DMAPROBE_DEVICE_CONFINED))
         GTEST_SKIP() << "the device is not confined, so that users cannot enable it";
     if (exists("/dev/vfio/devices"))
         GTEST_SKIP() << "the way to the BARs is VFIO's";
