@@ -96,10 +96,14 @@ private:
 std::expected<std::vector<std::string>, Failure> select(const std::vector<std::string>& names,
                                                         const std::vector<std::string>& only) {
     std::vector<std::string> selected;
+    // The name of a check stands for all ways in which it is made: "Data.BothWays/page" and others.
+    const auto matches = [](const std::string& pattern, const std::string& name) {
+        return ::fnmatch(pattern.c_str(), name.c_str(), 0) == 0 ||
+               ::fnmatch(pattern.c_str(), name.substr(0, name.find('/')).c_str(), 0) == 0;
+    };
     for (const std::string& pattern : only)
-        if (std::ranges::none_of(names, [&](const std::string& name) {
-                return ::fnmatch(pattern.c_str(), name.c_str(), 0) == 0;
-            }))
+        if (std::ranges::none_of(names,
+                                 [&](const std::string& name) { return matches(pattern, name); }))
             return std::unexpected(Failure{
                 exit_code::usage,
                 std::format("check: no check is called '{}' (dmaprobe check --list names them)",
@@ -107,7 +111,7 @@ std::expected<std::vector<std::string>, Failure> select(const std::vector<std::s
                 0});
     std::ranges::copy_if(names, std::back_inserter(selected), [&](const std::string& name) {
         return only.empty() || std::ranges::any_of(only, [&](const std::string& pattern) {
-                   return ::fnmatch(pattern.c_str(), name.c_str(), 0) == 0;
+                   return matches(pattern, name);
                });
     });
     return selected;

@@ -92,18 +92,19 @@ int Demo::finish() {
 
     const int code = skip_ ? exit_code::skipped : failed_ ? exit_code::failed : exit_code::ok;
     if (args_.json) {
-        Json document{
-            {"result", skip_     ? "skipped"
-                       : failed_ ? "failed"
-                                 : "ok"},
-            {"reason", skip_ ? Json(skip_->reason) : Json()},
-            {"device", bdf_.to_string()},
-            {"kernel", kernel_release()},
-            {"path", or_null(path_)},
-            {"engine", or_null(engine_name_)},
-            {"iommu", or_null(domain_.iommu)},
-            {"domain", session_ ? Json(to_string(domain_.type)) : Json()},
-            {"emulated", {{"device", engine_emulated_}, {"virtual_machine", or_null(machine_)}}}};
+        Json document{{"result", skip_     ? "skipped"
+                                 : failed_ ? "failed"
+                                           : "ok"},
+                      {"reason", skip_ ? Json(skip_->reason) : Json()},
+                      {"device", bdf_.to_string()},
+                      {"kernel", kernel_release()},
+                      {"path", or_null(path_)},
+                      {"engine", or_null(engine_name_)},
+                      {"iommu", or_null(domain_.iommu)},
+                      {"domain", session_ ? Json(to_string(domain_.type)) : Json()},
+                      {"emulated",
+                       {{"device", engine_name_.empty() ? Json() : Json(engine_emulated_)},
+                        {"virtual_machine", or_null(machine_)}}}};
         document["steps"] = std::move(steps_);
         document["faults"] = std::move(seen_faults_);
         print_json(document);

@@ -135,12 +135,15 @@ int run(int argc, char** argv) {
                             "the type of its IOMMU group's domain, until unbind: DMA (or strict), "
                             "DMA-FQ (or lazy), identity");
         if (verb.run == run_faults) {
-            sub->add_option("--count", args.count, "end after so many");
-            sub->add_option("--seconds", args.seconds, "end after so long");
+            sub->add_option("--count", args.count, "end after so many; 0 waits for none");
+            sub->add_option("--seconds", args.seconds, "end after so long; 0 does not wait");
         }
         if (verb.run == run_check) {
-            sub->add_option("--only", args.only,
-                            "run the checks of these names only; * and ? stand for other letters")
+            sub->add_option(
+                   "--only", args.only,
+                   "run the checks of this name only, in all its ways unless one is named; * and "
+                   "? stand for other letters; may be given several times")
+                ->type_name("NAME")
                 ->allow_extra_args(false); // the next word is the BDF
             sub->add_flag("--list", args.list, "name the checks, and run none");
             sub->add_option("--junit", args.junit, "also write JUnit's XML into this file");
@@ -156,7 +159,9 @@ int run(int argc, char** argv) {
             auto* word = sub->add_subcommand(std::string(topic.name), std::string(topic.summary));
             word->fallthrough();
             add_device(*word, args, false);
-            word->add_option("--rounds", args.rounds, "rounds of one measurement (default: 4096)");
+            word->add_option(
+                "--rounds", args.rounds,
+                "rounds of one measurement, rounded up to a multiple of 128 (default: 4096)");
             word->add_option("--repeat", args.repeat, "measurements of each kind (default: 7)");
             word->add_flag("--icount", args.icount,
                            "name the unit instructions: the machine's clock counts them "

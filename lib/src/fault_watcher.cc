@@ -23,7 +23,8 @@ Result<FaultWatcher> FaultWatcher::open(const std::string& path) {
         const int code = errno;
         return std::unexpected(Error{code, "fault_open",
                                      code == EACCES || code == EPERM
-                                         ? "no permission to read the kernel log " + path
+                                         ? "no permission to read the kernel log " + path +
+                                               " (with kernel.dmesg_restrict=1 it takes CAP_SYSLOG)"
                                          : path});
     }
     if (::lseek(fd.get(), 0, SEEK_END) < 0)

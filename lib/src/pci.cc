@@ -114,6 +114,8 @@ Result<PciDevice> PciBus::device(const Bdf& bdf) const {
         const std::string group_dir = paths_.sysfs + "/kernel/iommu_groups/" + group;
         device.group = static_cast<std::uint32_t>(std::strtoul(group.c_str(), nullptr, 10));
         device.group_type = file::read_line(group_dir + "/type").value_or("");
+        if (device.group_type == "unknown")
+            device.group_type.clear();
         for (const auto& name : file::names(group_dir + "/devices")) {
             const auto member = Bdf::parse(name);
             if (!member || *member == bdf)

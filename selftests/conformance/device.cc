@@ -385,9 +385,13 @@ TEST_F(Window, OfUnmap) {
          "unmapped: until a queue of 256 ranges is full, or 10 ms have passed",
          "drivers/iommu/dma-iommu.c, IOVA_DEFAULT_FQ_SIZE and IOVA_DEFAULT_FQ_TIMEOUT");
     const Faults limit(Faults::all);
+    // Where the kernel has one queue for all CPUs, the time is 1 s. A busy machine makes a round
+    // longer, but not one after the other so long.
+    constexpr seconds never(5);
     std::vector<std::int64_t> windows; // in microseconds
     int through = 0;
-    for (int round = 0; round < 20; round++) {
+    int endless = 0;
+    for (int round = 0; round < 20 && endless < 3; round++) {
         auto mapping = map();
         ASSERT_WORKS(mapping);
         const Iova at = mapping->dma_addr();
@@ -395,10 +399,11 @@ TEST_F(Window, OfUnmap) {
         ASSERT_WORKS(mapping->unmap());
         const auto began = Clock::now();
         auto last = began;
-        while (writes(at) && last - began < seconds(2))
+        while (last - began < never && writes(at))
             last = Clock::now();
         windows.push_back((last - began) / std::chrono::microseconds(1));
         through += last != began;
+        endless = last - began < never ? 0 : endless + 1;
         close();
     }
     std::ranges::sort(windows);
@@ -406,7 +411,7 @@ TEST_F(Window, OfUnmap) {
     value("window_us_median", std::to_string(windows[windows.size() / 2]));
     value("window_us_max", std::to_string(windows.back()));
     value("rounds_with_a_window", std::format("{} of {}", through, windows.size()));
-    EXPECT_LT(windows.back(), 1'000'000) << "the translation never goes";
+    EXPECT_LT(endless, 3) << "three times in a row, the translation had not gone after 5 s";
     if (through != 0)
         quirk(std::format("for up to {} us after an unmap the device still reaches the memory",
                           windows.back()));

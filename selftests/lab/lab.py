@@ -201,6 +201,14 @@ def devices(text: str) -> tuple[str, ...]:
     return names
 
 
+def duration(text: str) -> float:
+    """The value of --deadline."""
+    seconds = float(text)
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not more than 0 s")
+    return seconds
+
+
 def program(text: str) -> Path:
     """The value of --file."""
     if not os.access(text, os.R_OK | os.X_OK) or os.path.isdir(text):
@@ -265,9 +273,9 @@ def parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("run", parents=[machine], help="run a command in a guest",
                             usage="lab run [OPTION]... -- COMMAND...", epilog=EPILOG,
                             formatter_class=argparse.RawDescriptionHelpFormatter)
-    verb.add_argument("--deadline", type=float, default=600, metavar="SECONDS",
+    verb.add_argument("--deadline", type=duration, default=600, metavar="SECONDS",
                       help="end the run after this long (default: 600)")
-    verb.add_argument("--boot-deadline", type=float, metavar="SECONDS",
+    verb.add_argument("--boot-deadline", type=duration, metavar="SECONDS",
                       help="boot once more when the guest's init has not begun after this long "
                            f"(default: {BOOT_DEADLINE}; {BOOT_DEADLINE_SLOW} with --icount or the "
                            "debug kernel)")
@@ -305,6 +313,15 @@ def main(arguments: list[str]) -> int:
             and options.kernel != "vfio":
         top.error("--iommu none needs --kernel vfio: the VFIO of other kernels takes no device "
                   "without an IOMMU")
+    if options.verb in ("run", "shell") and options.iommu == "none" and options.domain != "strict":
+        top.error("--iommu none: without an IOMMU there is no domain to choose")
+    if options.verb in ("run", "shell") and options.coverage and options.kernel != "debug":
+        top.error("--coverage needs --kernel debug, whose modules count the lines that ran")
+    if options.verb in ("run", "shell") and options.out:
+        try:
+            options.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            top.error(f"--out {options.out}: {error.strerror}")
     if options.verb == "in":
         try:
             os.execvp(command[0], command)

@@ -97,6 +97,9 @@ TEST_F(Tool, CheckUsage) {
     fails({"check", "--only", "Data.*", no_such_device}, exit_failed, {no_such_device});
     const json list = works({"check", "--list", "--only", "Data.BothWays/p?ge", "--json"});
     EXPECT_EQ(list["checks"], json::array({"Data.BothWays/page"}));
+    // The name alone stands for all its ways.
+    const json all = works({"check", "--list", "--only", "Data.BothWays", "--json"});
+    EXPECT_GT(all["checks"].size(), 5u);
 }
 
 // A check that could not be made is none that was passed.

@@ -186,6 +186,10 @@ TEST_F(Pci, Device) {
     EXPECT_EQ(d->driver_override, "");
     EXPECT_EQ(d->group, 7u);
     EXPECT_EQ(d->group_type, "DMA-FQ");
+    // As the kernel names a group without a default domain.
+    file("/kernel/iommu_groups/7/type", "unknown\n");
+    EXPECT_EQ(bus.device(d->bdf)->group_type, "");
+    file("/kernel/iommu_groups/7/type", "DMA-FQ\n");
     EXPECT_EQ(d->iommu, "dmar0");
     EXPECT_EQ(d->iommu_driver, "intel-iommu");
     EXPECT_EQ(d->engine, "edu");

@@ -38,7 +38,7 @@ struct PciDevice {
     std::string driver;                 ///< its driver, empty without one
     std::string driver_override;        ///< the driver it is reserved for, empty without one
     std::optional<std::uint32_t> group; ///< IOMMU group; nothing when no IOMMU serves the device
-    std::string group_type;             ///< type of the group's domain in sysfs' words ("DMA-FQ")
+    std::string group_type; ///< type of the group's domain in sysfs' words ("DMA-FQ"); or empty
     std::vector<GroupMember> group_members; ///< the group's other members
     std::string iommu;                      ///< the IOMMU instance, as under /sys/class/iommu
     std::string iommu_driver; ///< its driver as far as sysfs shows, such as "intel-iommu"

@@ -46,6 +46,13 @@ def test_unknown_values_are_refused(option: str, known: str) -> None:
 @pytest.mark.parametrize("arguments, text", [
     pytest.param(["run"], "lab run needs a command: lab run -- COMMAND...", id="run"),
     pytest.param(["in"], "lab in needs a command: lab in -- COMMAND...", id="in"),
+    pytest.param(["run", "--iommu", "none", "--domain", "lazy", "--kernel", "vfio", "--", "true"],
+                 "there is no domain to choose", id="no domain"),
+    pytest.param(["run", "--coverage", "/tmp/c", "--", "true"], "--coverage needs --kernel debug",
+                 id="coverage"),
+    pytest.param(["run", "--out", "/dev/null/x", "--", "true"], "/dev/null/x: Not a directory",
+                 id="out"),
+    pytest.param(["run", "--deadline", "0", "--", "true"], "0 is not more than 0 s", id="deadline"),
     pytest.param(["run", "--iommu", "none", "--", "true"], "--iommu none needs --kernel vfio: ",
                  id="no IOMMU"),
     pytest.param(["run", "--iommu", "smmuv3", "--", "true"],
