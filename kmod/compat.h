@@ -34,8 +34,8 @@ static inline int copy_struct_to_user(void __user *dst, size_t usize,
 }
 #endif
 
-#ifndef CONFIG_PER_VMA_LOCK
-#error "dmaprobe needs a kernel with CONFIG_PER_VMA_LOCK: revoking waits by mm_lock_seq"
+#if !defined(CONFIG_PER_VMA_LOCK) || !defined(CONFIG_SWIOTLB)
+#error "dmaprobe needs a kernel with CONFIG_PER_VMA_LOCK (for mm_lock_seq) and CONFIG_SWIOTLB"
 #endif
 static_assert(offsetof(seqcount_t, sequence) == 0);
 /* Changes, with release, when a writer lets go of the lock of an mm. A seqcount_t or a number. */

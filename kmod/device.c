@@ -119,7 +119,7 @@ struct dmaprobe_device *dmaprobe_device_create(struct pci_dev *pdev)
 
 	/* We check what dma-direct and dma-iommu need, for memory that devices can reach. */
 	if (get_dma_ops(&pdev->dev) || pci_is_bridge(pdev) ||
-	    cc_platform_has(CC_ATTR_GUEST_MEM_ENCRYPT)) {
+	    (cc_platform_has(CC_ATTR_MEM_ENCRYPT) && !cc_platform_has(CC_ATTR_HOST_MEM_ENCRYPT))) {
 		pci_err(pdev, "a bridge, a confidential guest, or the platform's own DMA operations\n");
 		return ERR_PTR(-EOPNOTSUPP);
 	}

@@ -111,8 +111,8 @@ static const struct dmaprobe_object_type mapping_type = {
 /*
  * Without a translating IOMMU the kernel's call WARNs about what is beyond the mask
  * when it may not or cannot bounce it, or when the bounce buffer lies beyond the mask
- * as well. Bounce buffers that are added later lie below 4 GiB, nobody knows where. What
- * does not fit into a bounce buffer would be said in the kernel log.
+ * as well. The kernel may add bounce buffers (CONFIG_SWIOTLB_DYNAMIC), below 4 GiB where it
+ * has such memory. It logs what does not fit into one.
  */
 static int check_direct(const struct dmaprobe_device *dd, u64 start, size_t length, u32 dir,
 			bool bounce)

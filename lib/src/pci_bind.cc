@@ -144,7 +144,7 @@ Result<BindReport> PciBus::bind(const Bdf& bdf, bool force,
             return std::unexpected(
                 Error{EBUSY, "bind",
                       std::format("{} is bound already, with a domain of type {}: unbind it first",
-                                  name, found->group_type)});
+                                  name, found->group_type.empty() ? "none" : found->group_type)});
         return BindReport{.already_bound = true, .previous_driver = {}, .previous_domain = {}};
     }
     if (::access((dir + "/driver_override").c_str(), W_OK) != 0)

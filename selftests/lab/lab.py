@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -161,13 +162,18 @@ def boot(options: argparse.Namespace, command: list[str] | None) -> int:
         outcome = run_in(log, 0)
     shown = os.path.relpath(log)
     if files and outcome.code is not None:
-        if options.out:
-            guest.extract(bytes(files), options.out, coverage=False)
-        if options.coverage:
-            with tempfile.TemporaryDirectory(prefix="lab-") as scratch:
-                guest.extract(bytes(files), Path(scratch), coverage=True)
-                coverage.write(coverage.of_run(module.resolve().parent,
-                                               Path(scratch) / guest.COVERAGE), options.coverage)
+        try:
+            if options.out:
+                guest.extract(bytes(files), options.out, coverage=False)
+            if options.coverage:
+                with tempfile.TemporaryDirectory(prefix="lab-") as scratch:
+                    guest.extract(bytes(files), Path(scratch), coverage=True)
+                    coverage.write(coverage.of_run(module.resolve().parent,
+                                                   Path(scratch) / guest.COVERAGE),
+                                   options.coverage)
+        except (tarfile.TarError, OSError) as error:
+            say(f"the guest's /out did not come whole: {error}")
+            outcome.code = outcome.code or 1
     if outcome.trouble:
         say(outcome.trouble)
     if outcome.reports:
@@ -202,7 +208,7 @@ def devices(text: str) -> tuple[str, ...]:
 
 
 def duration(text: str) -> float:
-    """The value of --deadline."""
+    """The value of --deadline and --boot-deadline."""
     seconds = float(text)
     if not seconds > 0:
         raise argparse.ArgumentTypeError(f"{text} is not more than 0 s")

@@ -108,7 +108,7 @@ def documents_in(out: str) -> dict[str, dict[str, Any]]:
         try:
             document = json.loads(text)
             documents[device] = {key: document[key] for key in ("domain", "checks", "totals")}
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             continue
     return documents
 
