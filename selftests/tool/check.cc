@@ -167,6 +167,65 @@ TEST_F(Tool, Check) {
     EXPECT_THAT(o.out, HasSubstr("\n1 checks: "));
 }
 
+// Two functions of the device's kind that share a group; or none.
+std::vector<std::string> pair_like(const std::string& bdf) {
+    const auto kind = [](const std::string& name) {
+        return read_text(pci_path(name) + "/vendor") + read_text(pci_path(name) + "/device");
+    };
+    std::error_code none;
+
+    for (const auto& group :
+         std::filesystem::directory_iterator("/sys/kernel/iommu_groups", none)) {
+        std::vector<std::string> found;
+
+        for (const auto& member :
+             std::filesystem::directory_iterator(group.path() / "devices", none))
+            if (const std::string name = member.path().filename().string(); kind(name) == kind(bdf))
+                found.push_back(name);
+        if (found.size() >= 2)
+            return found;
+    }
+    return {};
+}
+
+// A check aims DMA at memory that was given back. Where other drivers' devices share the group,
+// that could be theirs.
+TEST_F(Tool, CheckInASharedGroup) {
+    const std::vector<std::string> pair = pair_like(bdf);
+    const std::string other_driver = "vfio-pci";
+
+    if (pair.empty())
+        GTEST_SKIP() << "no two functions of the device's kind share a group";
+    EXPECT_OK(s.close());
+    KeepDriver keep_first(pair[0]);
+    KeepDriver keep_second(pair[1]);
+    run({"modprobe", other_driver});
+    for (size_t i = 0; i < 2; i++) {
+        if (!driver_of(pair[i]).empty())
+            unbind_driver(pair[i]);
+        ASSERT_OK(
+            write_text(pci_path(pair[i]) + "/driver_override", i ? other_driver : driver_name));
+        ASSERT_OK(probe_driver(pair[i]));
+    }
+    if (driver_of(pair[1]) != other_driver)
+        GTEST_SKIP() << "there is no driver " << other_driver;
+    ASSERT_EQ(driver_of(pair[0]), driver_name);
+    const std::vector<std::string> args = {"check", pair[0], "--only", "Data.BothWays/page"};
+    Outcome o = dmaprobe(args);
+    if (o.err.find("not installed") != std::string::npos)
+        GTEST_SKIP() << o.err;
+    EXPECT_EQ(o.code, exit_lacking) << o.out << o.err;
+    EXPECT_EQ(o.out, "");
+    EXPECT_THAT(o.err, HasSubstr("shares its IOMMU group with " + pair[1] + " (vfio-pci)"));
+    EXPECT_THAT(o.err, HasSubstr("check --force"));
+    std::vector<std::string> forced = args;
+    forced.emplace_back("--force");
+    o = dmaprobe(forced);
+    EXPECT_THAT(o.out, HasSubstr(pair[0])) << o.err; // it begins, even if VFIO stops it
+    EXPECT_TRUE(keep_second.restore());
+    EXPECT_TRUE(keep_first.restore());
+}
+
 // What a user may not do is skipped, and is no finding.
 TEST_F(Tool, CheckByAUser) {
     constexpr uid_t user = 1000;

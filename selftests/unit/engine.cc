@@ -225,6 +225,8 @@ TEST(Engines, KnownByIdsOrClass) {
     EXPECT_EQ(name(0, 0, 0), "none");
     EXPECT_EQ(name(0xffff, 0xffff, 0xffffff), "none");
     EXPECT_EQ(dmaprobe::Engine::find({0x1234, 0x11e8, 0})->dma_mask, 0xfffffffu);
+    // As Linux waits for a command.
+    EXPECT_EQ(dmaprobe::Engine::find({0, 0, 0x010802})->deadline, std::chrono::seconds(30));
 }
 
 // A program's engines. They stay, so that each test has devices of its own.

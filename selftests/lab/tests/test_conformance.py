@@ -71,6 +71,33 @@ def test_memory_is_the_witness_without_reports() -> None:
     assert ended.out.count("quirk: the device was stopped, and no report of the IOMMU is") == 2
 
 
+def nvme_with(*namespaces: str) -> list[str]:
+    """Arguments of lab for one more NVMe controller, whose namespaces have these properties."""
+    words = ["-device", "nvme,id=two,serial=two,addr=0xa"]
+    for number, properties in enumerate(namespaces, 1):
+        words += ["-blockdev", f"driver=null-co,node-name=n{number},size=1048576,read-zeroes=on",
+                  "-device", f"nvme-ns,bus=two,drive=n{number},nsid={number}{properties}"]
+    return [f"--qemu-arg={word}" for word in words]
+
+
+TAKE_NVME = """
+    for device in /sys/bus/pci/devices/*; do
+        [ "$(cat $device/class)" != 0x010802 ] || bdf=${device##*/}
+    done
+    dmaprobe bind --force $bdf && dmaprobe check --only Data.BothWays/page $bdf
+"""
+
+
+def test_namespace_with_metadata_is_passed_over() -> None:
+    """Reads of it transfer more than its blocks; the next one will do."""
+    ended = lab("run", *nvme_with(",ms=8", ""), "--", "sh", "-c", TAKE_NVME)
+    assert ended.code == 0, ended
+    assert "1 checks: 1 ok" in ended.out
+    ended = lab("run", *nvme_with(",ms=8"), "--", "sh", "-c", TAKE_NVME)
+    assert ended.code == 4, ended
+    assert "and metadata" in ended.err
+
+
 AS_USER = """
     chown 1000 /dev/dmaprobe/* /sys/bus/pci/devices/$DMAPROBE_BDF/config
     chown 1000 /sys/bus/pci/devices/$DMAPROBE_BDF/resource[0-9]

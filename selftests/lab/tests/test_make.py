@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the Makefile makes of flags that a distribution or a person gives."""
+
+import pytest
+
+from program import call
+
+
+def compiling(*settings: str) -> str:
+    """The command that compiles a file of the library."""
+    code, out, err = call(["env", "-u", "WERROR", "make", "-n", "V=1", "BUILD=build/none",
+                           *settings, "build/none/obj/lib/src/types.o"], 60)
+    assert code == 0, err
+    return next(line for line in out.splitlines() if "types.cc" in line and "-c" in line)
+
+
+@pytest.mark.parametrize("flags", ["CXXFLAGS=-O3", "CPPFLAGS=-DNDEBUG"])
+def test_flags_are_added(flags: str) -> None:
+    """They are added to what the build cannot do without."""
+    words = compiling(flags).split()
+    assert flags.partition("=")[2] in words
+    assert {"-std=c++23", "-Ilib/include", "-Iuapi"} <= set(words)
+
+
+def test_warnings_are_errors_for_us_alone() -> None:
+    """A newer compiler's warnings do not break somebody else's build."""
+    assert "-Werror" not in compiling().split()
+    assert "-Werror" in compiling("WERROR=1").split()
