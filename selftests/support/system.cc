@@ -101,6 +101,26 @@ bool KeepDriver::restore() {
     return driver_of(bdf_) == driver_;
 }
 
+std::vector<std::string> group_of_like(const std::string& bdf) {
+    const auto kind = [](const std::string& name) {
+        return read_text(pci_path(name) + "/vendor") + read_text(pci_path(name) + "/device");
+    };
+    std::error_code none;
+
+    for (const auto& group :
+         std::filesystem::directory_iterator("/sys/kernel/iommu_groups", none)) {
+        std::vector<std::string> found;
+
+        for (const auto& member :
+             std::filesystem::directory_iterator(group.path() / "devices", none))
+            if (const std::string name = member.path().filename().string(); kind(name) == kind(bdf))
+                found.push_back(name);
+        if (found.size() >= 2)
+            return found;
+    }
+    return {};
+}
+
 OneCpu::OneCpu() {
     cpu_set_t one;
 

@@ -32,6 +32,9 @@ int unbind_driver(const std::string& bdf);
 /* Ask for a driver, and wait for the node when that is dmaprobe's. 0 or errno. */
 int probe_driver(const std::string& bdf);
 
+/* The functions of the device's kind in a group that has two of them or more; empty: none has. */
+std::vector<std::string> group_of_like(const std::string& bdf);
+
 /* Unload without waiting for users. 0 or errno. */
 int remove_module(const char* name);
 bool module_loaded();

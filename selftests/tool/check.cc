@@ -167,31 +167,10 @@ TEST_F(Tool, Check) {
     EXPECT_THAT(o.out, HasSubstr("\n1 checks: "));
 }
 
-// Two functions of the device's kind that share a group; or none.
-std::vector<std::string> pair_like(const std::string& bdf) {
-    const auto kind = [](const std::string& name) {
-        return read_text(pci_path(name) + "/vendor") + read_text(pci_path(name) + "/device");
-    };
-    std::error_code none;
-
-    for (const auto& group :
-         std::filesystem::directory_iterator("/sys/kernel/iommu_groups", none)) {
-        std::vector<std::string> found;
-
-        for (const auto& member :
-             std::filesystem::directory_iterator(group.path() / "devices", none))
-            if (const std::string name = member.path().filename().string(); kind(name) == kind(bdf))
-                found.push_back(name);
-        if (found.size() >= 2)
-            return found;
-    }
-    return {};
-}
-
 // A check aims DMA at memory that was given back. Where other drivers' devices share the group,
 // that could be theirs.
 TEST_F(Tool, CheckInASharedGroup) {
-    const std::vector<std::string> pair = pair_like(bdf);
+    const std::vector<std::string> pair = group_of_like(bdf);
     const std::string other_driver = "vfio-pci";
 
     if (pair.empty())

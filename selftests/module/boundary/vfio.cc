@@ -398,9 +398,11 @@ protected:
         DeviceTest::SetUp();
         if (IsSkipped() || HasFatalFailure())
             return;
-        find_pair();
-        if (first.empty())
+        const std::vector<std::string> like = group_of_like(bdf);
+        if (like.empty())
             GTEST_SKIP() << "no two functions of the device's kind share a group";
+        first = like[0];
+        second = like[1];
         keep_first.emplace(first);
         keep_second.emplace(second);
         find_ways();
@@ -413,29 +415,6 @@ protected:
         if (keep_first) {
             EXPECT_TRUE(keep_first->restore());
             EXPECT_TRUE(keep_second->restore());
-        }
-    }
-
-    void find_pair() {
-        const std::string kind =
-            read_text(pci_path(bdf) + "/vendor") + read_text(pci_path(bdf) + "/device");
-        std::error_code none;
-
-        for (const auto& group : fs::directory_iterator("/sys/kernel/iommu_groups", none)) {
-            std::vector<std::string> same;
-
-            for (const auto& member : fs::directory_iterator(group.path() / "devices", none)) {
-                const std::string name = member.path().filename().string();
-
-                if (read_text(pci_path(name) + "/vendor") + read_text(pci_path(name) + "/device") ==
-                    kind)
-                    same.push_back(name);
-            }
-            if (same.size() >= 2) {
-                first = same[0];
-                second = same[1];
-                return;
-            }
         }
     }
 
