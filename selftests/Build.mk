@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # The test programs. dmaprobe-selftest needs the module and a device, dmaprobe-unittest runs
-# anywhere. dmaprobe-conformance judges the platform; "dmaprobe check" runs it.
+# anywhere. dmaprobe-conformance judges the platform; "dmaprobe check" runs it. dmaprobe-doubletest
+# is that with a double of the device's engine, for the lab's tests of the checks.
 
 SUPPORT_SRCS := $(wildcard selftests/support/*.cc)
 SELFTEST_SRCS := $(wildcard selftests/module/*/*.cc selftests/library/*.cc selftests/engines/*.cc selftests/tool/*.cc)
 UNITTEST_SRCS := $(wildcard selftests/unit/*.cc)
 CONFORMANCE_SRCS := $(wildcard selftests/conformance/*.cc)
+DOUBLE_SRCS := $(wildcard selftests/double/*.cc)
 
 # Compiling the tests is half of a check from nothing. Their own speed matters only where
 # costs are measured.
@@ -35,6 +37,7 @@ endef
 $(eval $(call test_program,dmaprobe-selftest,$(SELFTEST_SRCS)))
 $(eval $(call test_program,dmaprobe-unittest,$(UNITTEST_SRCS)))
 $(eval $(call test_program,dmaprobe-conformance,$(CONFORMANCE_SRCS)))
+$(eval $(call test_program,dmaprobe-doubletest,$(CONFORMANCE_SRCS) $(DOUBLE_SRCS)))
 
 # The shared library exports what the public headers declare and nothing else: the manual's example,
 # the tool and the tests find all that they use of it there.

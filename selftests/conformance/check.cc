@@ -326,7 +326,7 @@ dp::Result<Read> DeviceCheck::device_reads(Iova at) {
 }
 
 /// Whether the platform reports a fault of the device in words that are known. It is asked once, by
-/// a write to where nothing is mapped.
+/// a write to where nothing is mapped, and by a read: a platform may let the one through.
 bool DeviceCheck::reports_faults() {
     if (understood || !watcher_)
         return understood;
@@ -346,6 +346,9 @@ bool DeviceCheck::reports_faults() {
             if (!is_hole(before, unit))
                 continue;
             std::ignore = device_writes(before);
+            if (watcher_->wait(requesters_, seconds(5)))
+                return true;
+            std::ignore = device_reads(before);
             return watcher_->wait(requesters_, seconds(5)).has_value();
         }
         return true; // so that a report that is missing is a failure

@@ -27,6 +27,7 @@ PROGRAMS = {
     "dmaprobe": "bin/dmaprobe",
     "dmaprobe-selftest": "selftests/dmaprobe-selftest",
     "dmaprobe-conformance": "selftests/dmaprobe-conformance",
+    "dmaprobe-doubletest": "selftests/dmaprobe-doubletest",
 }
 LOGS_KEPT = 100
 

@@ -227,7 +227,8 @@ SUITES = {
     "cell-arm64": Suite(matrix, ["--iommu", "smmuv3", "--domain", "strict", "--device", "nvme"],
                         [ARM64]),
     "nvme": Suite(in_guest, ["--kernel", "vfio", "--device", "nvme"], [GUEST], only=NVME),
-    "lab": Suite(pytest, ["--kernel", "stock", "--kernel", "vfio"], [GUEST], only="not planted",
+    "lab": Suite(pytest, ["--kernel", "stock", "--kernel", "vfio"],
+                 [(*GUEST, "build/lab/selftests/dmaprobe-doubletest")], only="not planted",
                  deadline=4000),
     "unit": Suite(unit, [], [
         (f"BUILD={SANITIZED}", "SAN=1", f"{SANITIZED}/selftests/dmaprobe-unittest")]),

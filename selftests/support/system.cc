@@ -4,6 +4,7 @@
 
 #include "fixture.h"
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <csignal>
@@ -105,16 +106,16 @@ std::vector<std::string> group_of_like(const std::string& bdf) {
     const auto kind = [](const std::string& name) {
         return read_text(pci_path(name) + "/vendor") + read_text(pci_path(name) + "/device");
     };
+    const std::string wanted = kind(bdf);
     std::error_code none;
 
-    for (const auto& group :
-         std::filesystem::directory_iterator("/sys/kernel/iommu_groups", none)) {
+    for (const auto& group : fs::directory_iterator("/sys/kernel/iommu_groups", none)) {
         std::vector<std::string> found;
 
-        for (const auto& member :
-             std::filesystem::directory_iterator(group.path() / "devices", none))
-            if (const std::string name = member.path().filename().string(); kind(name) == kind(bdf))
+        for (const auto& member : fs::directory_iterator(group.path() / "devices", none))
+            if (const std::string name = member.path().filename().string(); kind(name) == wanted)
                 found.push_back(name);
+        std::ranges::sort(found);
         if (found.size() >= 2)
             return found;
     }

@@ -25,6 +25,7 @@ using testing::HasSubstr;
 inline constexpr int exit_ok = 0;
 inline constexpr int exit_failed = 1;
 inline constexpr int exit_usage = 2;
+inline constexpr int exit_stopped = 3; /* of check: something else ended it */
 inline constexpr int exit_lacking = 4;
 
 /* A place on the bus that no machine has. */

@@ -33,12 +33,9 @@ using namespace nvm;
 using std::chrono::milliseconds;
 using Clock = std::chrono::steady_clock;
 
-// As long as Linux waits: nvme_io_timeout and nvme_admin_timeout, and for a shutdown
-// shutdown_timeout or what the controller says, up to a minute.
+// As long as Linux waits: nvme_io_timeout and nvme_admin_timeout.
 constexpr std::chrono::seconds io_deadline(30);
 constexpr std::chrono::seconds admin_deadline(60);
-constexpr std::chrono::seconds shutdown_at_least(5);
-constexpr std::chrono::seconds shutdown_at_most(60);
 
 // Vector 0 is that of the queue for administration, which is looked at all the same.
 constexpr unsigned io_vector = 1;
@@ -89,25 +86,22 @@ public:
 
     /// Make the memory that the device is given, start it, and learn what it has.
     Result<void> start(const Session& session) {
-        const auto cap = read64(reg_cap);
-        if (!cap)
-            return std::unexpected(cap.error());
-        if (*cap == ~std::uint64_t{0})
+        const auto read = read64(reg_cap);
+        if (!read)
+            return std::unexpected(read.error());
+        const Capabilities cap(*read);
+        if (cap.none())
             return std::unexpected(Error{EIO, "nvme", "the registers read as all ones"});
-        ready_within_ = milliseconds(500) * ((*cap >> 24 & 0xff) + 1);
-        if ((*cap >> 59 & 1) != 0) { // it has a longer time in a register of its own
-            const auto crto = bar_.read32(reg_crto);
-            if (!crto)
-                return std::unexpected(crto.error());
-            ready_within_ = std::max(ready_within_, milliseconds(500) * (*crto & 0xffff));
-        }
-        doorbell_stride_ = 4U << (*cap >> 32 & 0xf);
-        const unsigned page_bits = 12 + static_cast<unsigned>(*cap >> 48 & 0xf);
-        if ((*cap >> 37 & 1) == 0)
+        if (!cap.has_nvm_commands())
             return std::unexpected(
                 Error{EOPNOTSUPP, "nvme", "the controller has no NVM command set"});
-        page_ = Size(std::uint64_t{1} << page_bits);
-        const auto entries = std::min(static_cast<std::uint32_t>(*cap & 0xffff) + 1, io_depth);
+        const auto crto = cap.has_crto() ? bar_.read32(reg_crto) : Result<std::uint32_t>(0);
+        if (!crto)
+            return std::unexpected(crto.error());
+        ready_within_ = cap.ready_within(*crto);
+        doorbell_stride_ = cap.doorbell_stride();
+        page_ = cap.page();
+        const auto entries = std::min(cap.queue_entries(), io_depth);
 
         auto admin = make_queue(session, 0, admin_depth);
         if (!admin)
@@ -209,12 +203,12 @@ private:
         return disable();
     }
 
-    /// Queues start at pages of the controller, which coherent memory does that is as long.
+    /// A pair of queues in coherent memory.
     Result<Queue> make_queue(const Session& session, std::uint16_t id, std::uint32_t depth) const {
-        auto sq = Alloc::coherent(session, std::max(page_, Size(depth * sizeof(Command))));
+        auto sq = Alloc::coherent(session, queue_length(page_, depth, sizeof(Command)));
         if (!sq)
             return std::unexpected(std::move(sq.error()));
-        auto cq = Alloc::coherent(session, std::max(page_, Size(depth * sizeof(Answer))));
+        auto cq = Alloc::coherent(session, queue_length(page_, depth, sizeof(Answer)));
         if (!cq)
             return std::unexpected(std::move(cq.error()));
         if (sq->bytes().empty() || cq->bytes().empty())
@@ -322,17 +316,10 @@ private:
         if (!data)
             return std::unexpected(std::move(data.error()));
         const auto mdts = std::to_integer<unsigned>((*data)[77]);
-        // A list of PRPs is one page here.
-        known.max_transfer = page_ * (page_.value() / sizeof(std::uint64_t));
-        if (mdts != 0 && mdts < 32)
-            known.max_transfer = std::min(known.max_transfer, page_ * (std::uint64_t{1} << mdts));
         const bool compares = (load16(*data, 520) & 1) != 0;
         const bool qemu = load16(*data, 0) == 0x1b36;
 
-        // RTD3 Entry Latency, in microseconds.
-        shutdown_within_ = std::clamp<milliseconds>(
-            std::chrono::duration_cast<milliseconds>(std::chrono::microseconds(load32(*data, 88))),
-            shutdown_at_least, shutdown_at_most);
+        shutdown_within_ = shutdown_within(load32(*data, 88));
 
         const auto found = find_namespace(*version);
         if (!found)
@@ -340,10 +327,8 @@ private:
         const std::uint64_t blocks = found->blocks;
         nsid_ = found->id;
         known.block = Size(std::uint64_t{1} << found->block_bits);
-        known.max_transfer = std::min(known.max_transfer, known.block * most_blocks);
+        known.max_transfer = max_transfer(page_, mdts, known.block);
         known.segment_edge = page_;
-        known.max_transfer =
-            std::max(known.block, Size(known.max_transfer.value() & ~(known.block.value() - 1)));
         known.device_memory = known.block * blocks;
         known.read_effect = compares ? ReadEffect::compares : ReadEffect::none;
         known.emulated = qemu;
@@ -539,7 +524,7 @@ private:
     std::optional<Interrupts> interrupts_;
     std::optional<BlockRange> allow_write_;
     milliseconds ready_within_{500};
-    milliseconds shutdown_within_ = shutdown_at_least;
+    milliseconds shutdown_within_ = shutdown_within(0);
     std::uint32_t doorbell_stride_ = 4;
     Size page_;
     std::uint32_t nsid_ = 0;

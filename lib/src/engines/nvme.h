@@ -3,7 +3,9 @@
 // engine uses them (Base Specification 1.4 and later, and its NVM Command Set).
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -54,9 +56,6 @@ inline constexpr std::uint32_t identify_active_namespaces = 2;
 inline constexpr std::uint32_t feature_number_of_queues = 7;
 inline constexpr Size identify_length(4096);
 
-// Of one command: their number less one has 16 bits.
-inline constexpr std::uint64_t most_blocks = 65536;
-
 // Status: type and code of it (Base Specification, "Status Field").
 inline constexpr unsigned status_data_transfer_error = 0x004;
 inline constexpr unsigned status_compare_failure = 0x285;
@@ -95,6 +94,63 @@ inline std::uint64_t load64(std::span<const std::byte> from, std::size_t at) {
     std::uint64_t value = 0;
     std::memcpy(&value, from.data() + at, sizeof(value));
     return le64toh(value);
+}
+
+/// CAP, "Controller Capabilities".
+class Capabilities {
+public:
+    explicit constexpr Capabilities(std::uint64_t cap) : cap_(cap) {}
+
+    /// Whether nothing answers at the registers.
+    [[nodiscard]] constexpr bool none() const { return cap_ == ~std::uint64_t{0}; }
+    /// CSS: whether it has the NVM command set.
+    [[nodiscard]] constexpr bool has_nvm_commands() const { return (cap_ >> 37 & 1) != 0; }
+    /// MQES: entries that a queue has at most.
+    [[nodiscard]] constexpr std::uint32_t queue_entries() const {
+        return static_cast<std::uint32_t>(cap_ & 0xffff) + 1;
+    }
+    /// DSTRD: bytes from one doorbell to the next.
+    [[nodiscard]] constexpr std::uint32_t doorbell_stride() const {
+        return 4U << (cap_ >> 32 & 0xf);
+    }
+    /// MPSMIN: the smallest of its pages.
+    [[nodiscard]] constexpr Size page() const {
+        return Size(std::uint64_t{1} << (12 + (cap_ >> 48 & 0xf)));
+    }
+    /// CRMS: whether CRTO says how long it takes to be ready.
+    [[nodiscard]] constexpr bool has_crto() const { return (cap_ >> 59 & 1) != 0; }
+    /// TO, or CRTO.CRWMT where that is longer: how long it takes to be ready, or to stop.
+    [[nodiscard]] constexpr std::chrono::milliseconds ready_within(std::uint32_t crto) const {
+        const std::uint64_t to = (cap_ >> 24 & 0xff) + 1;
+        const std::uint64_t crwmt = has_crto() ? crto & 0xffff : 0;
+        return std::chrono::milliseconds(500) * std::max(to, crwmt);
+    }
+
+private:
+    std::uint64_t cap_;
+};
+
+/// How long a shutdown may take: as Linux has it, what the controller says (RTD3 Entry Latency, in
+/// microseconds), but 5 seconds at least and a minute at most.
+constexpr std::chrono::milliseconds shutdown_within(std::uint32_t rtd3e) {
+    using namespace std::chrono;
+    return std::clamp<milliseconds>(ceil<milliseconds>(microseconds(rtd3e)), seconds(5),
+                                    seconds(60));
+}
+
+/// Bytes of a queue, which starts at a page of the controller: coherent memory is aligned to its
+/// length.
+constexpr Size queue_length(Size page, std::uint32_t entries, std::size_t entry) {
+    return std::max(page, Size(entries * entry));
+}
+
+/// What one command moves at most, in whole blocks: by MDTS (a power of two of pages; 0: no limit),
+/// by a list of PRPs of one page, and by NLB, the number of blocks less one, which has 16 bits.
+constexpr Size max_transfer(Size page, unsigned mdts, Size block) {
+    Size most = std::min(page * (page.value() / sizeof(std::uint64_t)), block * 65536);
+    if (mdts != 0 && mdts < 32)
+        most = std::min(most, page * (std::uint64_t{1} << mdts));
+    return std::max(block, Size(most.value() & ~(block.value() - 1)));
 }
 
 } // namespace dmaprobe::engines::nvm

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What `dmaprobe check` and `dmaprobe demo` report about platforms that only the lab has."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -71,6 +72,61 @@ def test_memory_is_the_witness_without_reports() -> None:
     assert ended.out.count("quirk: the device was stopped, and no report of the IOMMU is") == 2
 
 
+DOUBLE_CHECKS = ["Permission.WriteThroughToDevice/page", "Permission.ReadThroughFromDevice/page",
+                 "Edge.PastTheLastGranule/page", "Edge.BeforeTheFirstGranule/page",
+                 "After.AccessAfterRelease/page"]
+
+
+def results(ended: Ended) -> dict[str, str]:
+    """The result of each check."""
+    lines = re.findall(r"^(ok|not ok) \d+ (.*)$", ended.out, re.MULTILINE)
+    return {name: result for result, name in lines}
+
+
+def check_a_double(device: str, behaviour: str) -> Ended:
+    """Runs checks with a double in front of the device's engine, whose writes are posted."""
+    return lab("run", "--device", device, "--deadline", "300", "--", "sh", "-c", f"""
+        export DMAPROBE_DOUBLE={behaviour}
+        for checks in Permission Edge After; do
+            dmaprobe-doubletest --gtest_filter="$checks.*/page" || code=$?
+        done
+        exit ${{code:-0}}""")
+
+
+@pytest.mark.parametrize("device", ["edu", "nvme"])
+def test_posted_writes_pass(device: str) -> None:
+    """Blocked writes end with success, as a real device's do; the memory and a fault are seen."""
+    ended = check_a_double(device, "posted")
+    assert ended.code == 0, ended
+    assert results(ended) == dict.fromkeys(DOUBLE_CHECKS, "ok")
+
+
+@pytest.mark.parametrize("device", ["edu", "nvme"])
+def test_writes_that_are_let_through_fail(device: str) -> None:
+    """Each check of a write that should be stopped fails, that of a read does not."""
+    ended = check_a_double(device, "through")
+    assert ended.code == 1, ended
+    assert results(ended) == {**dict.fromkeys(DOUBLE_CHECKS, "not ok"),
+                              "Permission.ReadThroughFromDevice/page": "ok"}
+    assert ended.out.count("the IOMMU did not report the fault, as it does others") == 2
+    assert NO_LONGER_ITS_OWN in ended.out
+
+
+def test_demo_resets_after_a_fault(tmp_path: Path) -> None:
+    """QEMU's own trace shows the controller start anew after each fault that the demo provokes."""
+    trace = tmp_path / "trace"
+    started, fault = "pci_nvme_mmio_start_success", "vtd_dmar_fault"
+    ended = lab("run", "--device", "nvme", "--qemu-arg=-D", f"--qemu-arg={trace}",
+                "--qemu-arg=-trace", f"--qemu-arg={started}",
+                "--qemu-arg=-trace", f"--qemu-arg={fault}", "--", "dmaprobe", "demo")
+    assert ended.code == 0, ended
+    assert "2 faults caught" in ended.out
+    # An access of the bus each is a fault; they come one after the other.
+    seen = re.findall(f"^(?:{started}|{fault})\\b", trace.read_text(), re.MULTILINE)
+    order = [event for event, _ in itertools.groupby(seen)]
+    assert order == [started, fault, started, fault, started], trace.read_text()
+
+
 def nvme_with(*namespaces: str) -> list[str]:
     """Arguments of lab for one more NVMe controller, whose namespaces have these properties."""
     words = ["-device", "nvme,id=two,serial=two,addr=0xa"]
@@ -81,10 +137,8 @@ def nvme_with(*namespaces: str) -> list[str]:
 
 
 TAKE_NVME = """
-    for device in /sys/bus/pci/devices/*; do
-        [ "$(cat $device/class)" != 0x010802 ] || bdf=${device##*/}
-    done
-    dmaprobe bind --force $bdf && dmaprobe check --only Data.BothWays/page $bdf
+    dmaprobe bind --force "$DMAPROBE_NVME" &&
+        dmaprobe check --only Data.BothWays/page "$DMAPROBE_NVME"
 """
 
 
