@@ -334,13 +334,31 @@ TEST_P(Library, Lists) {
         EXPECT_FAILS(b.close(), EBUSY);
         EXPECT_WORKS(m->unmap());
     }
+}
 
-    auto elsewhere = dp::Session::open(bdf, {.transport = GetParam()});
-    ASSERT_WORKS(elsewhere);
-    const auto foreign = dp::Buffer::contiguous(*elsewhere, Size(page));
+// Each session counts its objects from the same number on, so that an object of another session
+// could be taken for one of this.
+TEST_P(Library, ObjectsOfAnotherSession) {
+    auto other = dp::Session::open(bdf, {.transport = GetParam()});
+    ASSERT_WORKS(other);
+    const dp::Buffer mine = contiguous(page);
+    const auto foreign = dp::Buffer::contiguous(*other, Size(page));
     ASSERT_WORKS(foreign);
-    list.push_back({*foreign, Size(), Size(page)});
+    ASSERT_EQ(foreign->id(), mine.id());
+
+    const std::vector<dp::SgEntry> list = {{mine, Size(), Size(page)},
+                                           {*foreign, Size(), Size(page)}};
     EXPECT_FAILS(dp::Mapping::map_sg(list, dp::SgKind::table, Direction::to_device), ENOENT);
+    EXPECT_FAILS(dp::IovaSpace::try_alloc(*session, Size(page), *foreign, Size()), ENOENT);
+    EXPECT_FAILS(dp::IovaSpace::alloc(*session, Size(page), *foreign, Size()), ENOENT);
+    if (auto iova = space(page)) {
+        EXPECT_FAILS(iova->link(*foreign, Size(), Size(), Size(page), Direction::to_device),
+                     ENOENT);
+    }
+    EXPECT_FAILS(session->bench_map(*foreign, 1), ENOENT);
+    dp::Run run(*session);
+    run.map(*foreign, MapKind::page, Size(), Size(page), Direction::to_device);
+    EXPECT_FAILS(run.execute(), ENOENT);
 }
 
 TEST_P(Library, Resource) {
@@ -405,13 +423,6 @@ TEST_P(Library, IovaSpaceThatIsTried) {
     const auto huge = dp::IovaSpace::try_alloc(*session, Size(uint64_t{1} << 60));
     ASSERT_WORKS(huge);
     EXPECT_FALSE(huge->use());
-    // Each session counts its objects from the same number on.
-    auto other = dp::Session::open(bdf, {.transport = GetParam()});
-    ASSERT_WORKS(other);
-    auto foreign = dp::Buffer::contiguous(*other, Size(page));
-    ASSERT_WORKS(foreign);
-    EXPECT_FAILS(dp::IovaSpace::try_alloc(*session, Size(page), *foreign, Size()), ENOENT);
-    EXPECT_FAILS(dp::IovaSpace::alloc(*session, Size(page), *foreign, Size()), ENOENT);
     EXPECT_FAILS(dp::IovaSpace::alloc(*session, Size(uint64_t{1} << 60)),
                  some ? ENOSPC : EOPNOTSUPP);
 }
@@ -585,6 +596,35 @@ TEST_P(Library, RunOfASequence) {
         ASSERT_WORKS(run.addr(mapping));
         ASSERT_WORKS(run.addr(block));
         EXPECT_EQ(*session->stats(), dp::Stats());
+    }
+}
+
+// Pages that are anywhere become one range of addresses. Each is where it is, also where more of
+// them are asked for than one answer of the module holds.
+TEST_P(Library, TranslateScatteredPages) {
+    const auto b = dp::Buffer::scattered(*session, Size(300 * page));
+    ASSERT_WORKS(b);
+    auto iova = space(300 * page);
+    if (!iova)
+        GTEST_SKIP() << "no IOVA space is to be had here";
+    for (size_t at = 0; at < 300 * page; at += page)
+        ASSERT_WORKS(iova->link(*b, Size(at), Size(at), Size(page), Direction::to_device));
+    ASSERT_WORKS(iova->sync(Size(), iova->length()));
+    const auto whole = dp::translate(*session, iova->addr(), iova->length());
+    ASSERT_WORKS(whole);
+    ASSERT_EQ(whole->size(), 1u);
+    EXPECT_EQ(whole->front().length, iova->length());
+    EXPECT_FALSE(whole->front().phys);
+    const auto pieces = dp::translate(*session, iova->addr(), iova->length(), {.phys = true});
+    ASSERT_WORKS(pieces);
+    ASSERT_EQ(pieces->size(), 300u);
+    for (size_t i = 0; i < pieces->size(); i++) {
+        const auto alone =
+            dp::translate(*session, iova->addr() + Size(i * page), Size(page), {.phys = true});
+        ASSERT_WORKS(alone);
+        ASSERT_EQ(alone->size(), 1u);
+        EXPECT_EQ((*pieces)[i], alone->front());
+        EXPECT_EQ((*pieces)[i].buffer_offset, Size(i * page));
     }
 }
 
