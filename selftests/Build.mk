@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # The test programs. dmaprobe-selftest needs the module and a device, dmaprobe-unittest runs
 # anywhere. dmaprobe-conformance judges the platform; "dmaprobe check" runs it. dmaprobe-doubletest
-# is that with a double of the device's engine, for the lab's tests of the checks.
+# is that with a double of the device's engine, dmaprobe-doubletool the tool, for the lab's tests.
 
 SUPPORT_SRCS := $(wildcard selftests/support/*.cc)
 SELFTEST_SRCS := $(wildcard selftests/module/*/*.cc selftests/library/*.cc selftests/engines/*.cc selftests/tool/*.cc)
@@ -38,6 +38,12 @@ $(eval $(call test_program,dmaprobe-selftest,$(SELFTEST_SRCS)))
 $(eval $(call test_program,dmaprobe-unittest,$(UNITTEST_SRCS)))
 $(eval $(call test_program,dmaprobe-conformance,$(CONFORMANCE_SRCS)))
 $(eval $(call test_program,dmaprobe-doubletest,$(CONFORMANCE_SRCS) $(DOUBLE_SRCS)))
+
+$(BUILD)/selftests/dmaprobe-doubletool: $(TOOL_SRCS:%.cc=$(BUILD)/obj/%.o) $(DOUBLE_SRCS:%.cc=$(BUILD)/obj/%.o) \
+		$(BUILD)/lib/libdmaprobe.a
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CXX) $(CXXFLAGS) $(LDFLAGS) -o $@ $^ $(LIB_LIBS)
 
 # The shared library exports what the public headers declare and nothing else: the manual's example,
 # the tool and the tests find all that they use of it there.

@@ -1,52 +1,60 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// A device whose writes are posted: a double in front of the real device's engine. With it, the
-// checks of the platform are linked to a program of their own, dmaprobe-doubletest.
+// A device that misbehaves: a double in front of the real device's engine. With it, the checks of
+// the platform are linked to dmaprobe-doubletest, and the tool to dmaprobe-doubletool.
 //
-// DMAPROBE_DOUBLE chooses how the platform behaves:
+// DMAPROBE_DOUBLE chooses what it does:
 //   posted   a write that the IOMMU stopped ends with success, as that of a real device does
 //   through  no write is stopped, as by an IOMMU that looks at no permission, keeps every
 //            translation that it had, and reports nothing of others
-
-#include "support/ops.h"
-#include "support/result.h"
-#include "support/system.h"
+//   late     what leads nowhere is not answered in time, by a device that else sees when it was
+//            stopped
 
 #include <dmaprobe/device.h>
 #include <dmaprobe/engine.h>
+#include <dmaprobe/pci.h>
 #include <dmaprobe/session.h>
 #include <dmaprobe/translate.h>
+#include <linux/dmaprobe.h>
 
-#include <gtest/gtest.h>
-
+#include <cerrno>
+#include <cstdlib>
 #include <map>
 #include <memory>
-#include <string>
+#include <string_view>
 #include <sys/ioctl.h>
 #include <tuple>
 #include <utility>
-#include <vector>
 
 namespace selftest {
 namespace {
 
 using namespace dmaprobe;
 
+enum class Behaviour { posted, through, late };
+
+/// What a variable of the environment holds.
+std::string_view env(const char* name) {
+    const char* value = std::getenv(name);
+
+    return value ? value : "";
+}
+
 class Double : public dmaprobe::Engine {
 public:
-    Double(const EngineTraits& traits, const Session& session, std::unique_ptr<Engine> real)
-        : Engine(traits), session_(session), real_(std::move(real)),
-          through_(env("DMAPROBE_DOUBLE") == "through") {}
+    Double(const EngineTraits& traits, const Session& session, std::unique_ptr<Engine> real,
+           Behaviour behaviour)
+        : Engine(traits), session_(session), real_(std::move(real)), behaviour_(behaviour) {}
 
 private:
     /// Where a byte of memory is: the buffer's id, and the offset in it.
     using Place = std::pair<uint32_t, uint64_t>;
 
     Result<void> do_to_device(std::span<const Segment> src, Size offset) override {
-        return real_->copy_to_device(src, offset);
+        return in_time(src, real_->copy_to_device(src, offset));
     }
 
     Result<void> do_from_device(std::span<const Segment> dst, Size offset) override {
-        if (through_) {
+        if (behaviour_ == Behaviour::through) {
             for (const Segment& segment : dst) {
                 if (auto done = write(segment, offset); !done)
                     return done;
@@ -54,10 +62,23 @@ private:
             }
             return {};
         }
-        auto done = real_->copy_from_device(dst, offset);
+        auto done = in_time(dst, real_->copy_from_device(dst, offset));
         if (!done && done.error().code == EIO)
             return {};
         return done;
+    }
+
+    /// What the device answers, unless it is late.
+    Result<void> in_time(std::span<const Segment> segments, Result<void> answer) const {
+        if (behaviour_ == Behaviour::late)
+            for (const Segment& segment : segments) {
+                const auto extents = translate(session_, segment.addr, segment.length);
+                if (!extents)
+                    return std::unexpected(extents.error());
+                if (extents->front().kind == ExtentKind::hole)
+                    return std::unexpected(Error{ETIMEDOUT, "double", "as asked for"});
+            }
+        return answer;
     }
 
     Result<void> do_reset() override { return real_->reset(); }
@@ -67,7 +88,7 @@ private:
         const auto extents = translate(session_, to.addr, to.length);
         if (!extents)
             return std::unexpected(extents.error());
-        const dmaprobe::Extent& extent = extents->front();
+        const Extent& extent = extents->front();
         if (extent.kind == ExtentKind::buffer)
             led_.insert_or_assign(to.addr, Place(extent.buffer_id, extent.buffer_offset.value()));
         const auto led = led_.find(to.addr);
@@ -86,13 +107,14 @@ private:
         dmaprobe_unmap unmap{};
         unmap.size = sizeof(unmap);
         unmap.id = map.id;
-        EXPECT_EQ(ioctl(session_.fd(), DMAPROBE_UNMAP, &unmap), 0);
+        if (ioctl(session_.fd(), DMAPROBE_UNMAP, &unmap))
+            return std::unexpected(Error{errno, "double", "the memory stays mapped"});
         return done;
     }
 
     const Session& session_;
     std::unique_ptr<Engine> real_;
-    bool through_;
+    Behaviour behaviour_;
     std::map<Iova, Place> led_;
 };
 
@@ -106,31 +128,35 @@ Result<std::unique_ptr<Engine>> create(const Session& session, const DeviceAcces
     looking = false;
     if (!real)
         return real;
+    const std::string_view asked = env("DMAPROBE_DOUBLE");
+    const Behaviour behaviour = asked == "through" ? Behaviour::through
+                                : asked == "late"  ? Behaviour::late
+                                                   : Behaviour::posted;
     EngineTraits traits = (*real)->traits();
-    traits.sees_write_faults = false;
-    return std::make_unique<Double>(traits, session, std::move(*real));
+    traits.sees_read_faults |= behaviour == Behaviour::late;
+    traits.sees_write_faults = behaviour == Behaviour::late;
+    return std::make_unique<Double>(traits, session, std::move(*real), behaviour);
 }
 
-/// Puts the double in front of the engine of the device.
-class InFront : public testing::Environment {
-public:
-    void SetUp() override {
-        const auto session = Session::open(env("DMAPROBE_BDF"));
-        ASSERT_WORKS(session);
-        const auto device = DeviceAccess::open(*session);
-        ASSERT_WORKS(device);
-        const EngineTraits* real = Engine::find(device->ids());
-        ASSERT_NE(real, nullptr) << "no engine drives this device";
-        EngineType type{.traits = *real,
-                        .drives = [](const DeviceIds&) noexcept { return !looking; },
-                        .create = create};
-        type.traits.name = "double";
-        ASSERT_WORKS(Engine::add(type));
-    }
-};
+/// Puts the double in front of the engine of the device. Without one, there is no double.
+bool put_in_front() {
+    const auto bdf = Bdf::parse(env("DMAPROBE_BDF"));
+    if (!bdf)
+        return false;
+    const auto device = PciBus().device(*bdf);
+    if (!device)
+        return false;
+    const EngineTraits* real = Engine::find({device->vendor, device->device, device->class_code});
+    if (!real)
+        return false;
+    EngineType type{.traits = *real,
+                    .drives = [](const DeviceIds&) noexcept { return !looking; },
+                    .create = create};
+    type.traits.name = "double";
+    return Engine::add(type).has_value();
+}
 
-[[maybe_unused]] const testing::Environment* const in_front =
-    testing::AddGlobalTestEnvironment(new InFront);
+[[maybe_unused]] const bool in_front = put_in_front();
 
 } // namespace
 } // namespace selftest

@@ -28,6 +28,7 @@ PROGRAMS = {
     "dmaprobe-selftest": "selftests/dmaprobe-selftest",
     "dmaprobe-conformance": "selftests/dmaprobe-conformance",
     "dmaprobe-doubletest": "selftests/dmaprobe-doubletest",
+    "dmaprobe-doubletool": "selftests/dmaprobe-doubletool",
 }
 LOGS_KEPT = 100
 

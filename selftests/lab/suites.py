@@ -228,7 +228,8 @@ SUITES = {
                         [ARM64]),
     "nvme": Suite(in_guest, ["--kernel", "vfio", "--device", "nvme"], [GUEST], only=NVME),
     "lab": Suite(pytest, ["--kernel", "stock", "--kernel", "vfio"],
-                 [(*GUEST, "build/lab/selftests/dmaprobe-doubletest")], only="not planted",
+                 [(*GUEST, "build/lab/selftests/dmaprobe-doubletest",
+                  "build/lab/selftests/dmaprobe-doubletool")], only="not planted",
                  deadline=4000),
     "unit": Suite(unit, [], [
         (f"BUILD={SANITIZED}", "SAN=1", f"{SANITIZED}/selftests/dmaprobe-unittest")]),

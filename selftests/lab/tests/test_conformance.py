@@ -127,6 +127,15 @@ def test_demo_resets_after_a_fault(tmp_path: Path) -> None:
     assert order == [started, fault, started, fault, started], trace.read_text()
 
 
+def test_demo_fails_by_a_device_that_does_not_answer() -> None:
+    """That the IOMMU stopped the device and reported it does not excuse a transfer without end."""
+    ended = lab("run", "--", "sh", "-c", "dmaprobe-doubletool demo $DMAPROBE_BDF || exit 9; "
+                "export DMAPROBE_DOUBLE=late; dmaprobe-doubletool demo $DMAPROBE_BDF")
+    assert ended.code == 1, ended
+    assert "10. The device is asked to read the hole   FAILED\n" in ended.out
+    assert "FAILED: 9 of 10 steps as they must be" in ended.out
+
+
 def nvme_with(*namespaces: str) -> list[str]:
     """Arguments of lab for one more NVMe controller, whose namespaces have these properties."""
     words = ["-device", "nvme,id=two,serial=two,addr=0xa"]
