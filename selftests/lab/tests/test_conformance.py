@@ -116,9 +116,9 @@ def test_demo_resets_after_a_fault(tmp_path: Path) -> None:
     """QEMU's own trace shows the controller start anew after each fault that the demo provokes."""
     trace = tmp_path / "trace"
     started, fault = "pci_nvme_mmio_start_success", "vtd_dmar_fault"
-    ended = lab("run", "--device", "nvme", "--qemu-arg=-D", f"--qemu-arg={trace}",
-                "--qemu-arg=-trace", f"--qemu-arg={started}",
-                "--qemu-arg=-trace", f"--qemu-arg={fault}", "--", "dmaprobe", "demo")
+    ended = lab("run", "--device", "nvme", "--qemu-arg", "-D", "--qemu-arg", str(trace),
+                "--qemu-arg", "-trace", "--qemu-arg", started,
+                "--qemu-arg", "-trace", "--qemu-arg", fault, "--", "dmaprobe", "demo")
     assert ended.code == 0, ended
     assert "2 faults caught" in ended.out
     # An access of the bus each is a fault; they come one after the other.

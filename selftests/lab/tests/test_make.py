@@ -24,6 +24,15 @@ def test_flags_are_added(flags: str, in_environment: bool) -> None:
     assert {"-std=c++23", "-Ilib/include", "-Iuapi", "-fPIC", "-fvisibility=hidden"} <= set(words)
 
 
+def test_library_alone_needs_no_kernel() -> None:
+    """Without kernel headers, all but the module can be installed."""
+    code, _, err = call(["make", "-n", "BUILD=build/none", "KDIR=/none", "install-user"], 60)
+    assert code == 0, err
+    code, _, err = call(["make", "-n", "BUILD=build/none", "KDIR=/none", "install"], 60)
+    assert code != 0
+    assert "no kernel headers at /none" in err
+
+
 def test_warnings_are_errors_for_us_alone() -> None:
     """A newer compiler's warnings do not break somebody else's build."""
     assert "-Werror" not in compiling().split()

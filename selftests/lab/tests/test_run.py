@@ -68,6 +68,13 @@ def test_wrong_usage_is_explained(arguments: list[str], text: str) -> None:
     assert text in ended.err
 
 
+def test_missing_program_is_named() -> None:
+    """What is not there is an error of one line."""
+    ended = lab("in", "--", "nosuch")
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err == "lab: nosuch: No such file or directory\n"
+
+
 def test_icount_repeats() -> None:
     """Under --icount the same work takes the same time in the guest, on one CPU."""
     script = ("now() { sed -n 's/^now at \\([0-9]*\\).*/\\1/p' /proc/timer_list; }; nproc; "
