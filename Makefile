@@ -62,7 +62,8 @@ $(BUILD)/obj/%.o: %.cc
 .PHONY: user user-install
 user: $(BUILD)/lib/headers.ok $(BUILD)/bin/dmaprobe \
 	$(BUILD)/selftests/dmaprobe-selftest $(BUILD)/selftests/dmaprobe-unittest \
-	$(BUILD)/selftests/dmaprobe-conformance $(if $(CROSS_COMPILE),,$(BUILD)/selftests/shared.ok)
+	$(BUILD)/selftests/dmaprobe-conformance $(BUILD)/selftests/dmaprobe-doubletest \
+	$(BUILD)/selftests/dmaprobe-doubletool $(if $(CROSS_COMPILE),,$(BUILD)/selftests/shared.ok)
 user-install: $(BUILD)/lib/libdmaprobe.a $(BUILD)/lib/libdmaprobe.so.0.1 $(BUILD)/bin/dmaprobe \
 	$(BUILD)/selftests/dmaprobe-conformance
 

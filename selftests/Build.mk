@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # The test programs. dmaprobe-selftest needs the module and a device, dmaprobe-unittest runs
 # anywhere. dmaprobe-conformance judges the platform; "dmaprobe check" runs it. dmaprobe-doubletest
-# is that with a double of the device's engine, dmaprobe-doubletool the tool, for the lab's tests.
+# is dmaprobe-conformance, and dmaprobe-doubletool the tool, with double/; only the lab's tests run them.
 
 SUPPORT_SRCS := $(wildcard selftests/support/*.cc)
 SELFTEST_SRCS := $(wildcard selftests/module/*/*.cc selftests/library/*.cc selftests/engines/*.cc selftests/tool/*.cc)
@@ -39,6 +39,7 @@ $(eval $(call test_program,dmaprobe-unittest,$(UNITTEST_SRCS)))
 $(eval $(call test_program,dmaprobe-conformance,$(CONFORMANCE_SRCS)))
 $(eval $(call test_program,dmaprobe-doubletest,$(CONFORMANCE_SRCS) $(DOUBLE_SRCS)))
 
+# Without GoogleTest, as the tool is.
 $(BUILD)/selftests/dmaprobe-doubletool: $(TOOL_SRCS:%.cc=$(BUILD)/obj/%.o) $(DOUBLE_SRCS:%.cc=$(BUILD)/obj/%.o) \
 		$(BUILD)/lib/libdmaprobe.a
 	$(call say,LD,$@)

@@ -308,25 +308,27 @@ dp::Result<Read> DeviceCheck::device_reads(Iova at) {
         return std::unexpected(std::move(done.error()));
     if (auto done = engine->copy_to_device(scratch_->at(0), Size(unit)); !done)
         return std::unexpected(std::move(done.error()));
-    if (auto done = rest(engine->copy_to_device(at, Size(unit))); !done)
-        return std::unexpected(std::move(done.error()));
-    if (auto done = engine->copy_from_device(scratch_->at(0), Size(unit)); !done)
-        return std::unexpected(std::move(done.error()));
-    auto got = scratch_->get(0, unit);
-    if (!got)
-        return std::unexpected(std::move(got.error()));
-    const Read verdict = *got == content ? Read::same : Read::other;
-    if (verdict == Read::other) {
-        if (auto done = scratch_->put(0, content); !done)
+    auto read = rest(engine->copy_to_device(at, Size(unit)));
+    if (read) {
+        if (auto done = engine->copy_from_device(scratch_->at(0), Size(unit)); !done)
             return std::unexpected(std::move(done.error()));
-        if (auto done = engine->copy_to_device(scratch_->at(0), Size(unit)); !done)
-            return std::unexpected(std::move(done.error()));
+        auto got = scratch_->get(0, unit);
+        if (!got)
+            return std::unexpected(std::move(got.error()));
+        if (*got == content)
+            return Read::same;
     }
-    return verdict;
+    if (auto done = scratch_->put(0, content); !done)
+        return std::unexpected(std::move(done.error()));
+    if (auto done = engine->copy_to_device(scratch_->at(0), Size(unit)); !done)
+        return std::unexpected(std::move(done.error()));
+    if (!read)
+        return std::unexpected(std::move(read.error()));
+    return Read::other;
 }
 
-/// Whether the platform reports a fault of the device in words that are known. It is asked once, by
-/// a write to where nothing is mapped, and by a read: a platform may let the one through.
+/// Whether the platform reports a fault of the device in words that are known. It is asked once: by
+/// a write to where nothing is mapped, and if that is not reported, by a read.
 bool DeviceCheck::reports_faults() {
     if (understood || !watcher_)
         return understood;
@@ -348,6 +350,8 @@ bool DeviceCheck::reports_faults() {
             std::ignore = device_writes(before);
             if (watcher_->wait(requesters_, seconds(5)))
                 return true;
+            if (engine->traits().read_effect == dp::ReadEffect::none)
+                return false;
             std::ignore = device_reads(before);
             return watcher_->wait(requesters_, seconds(5)).has_value();
         }

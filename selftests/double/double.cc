@@ -2,8 +2,12 @@
 // A device that misbehaves: a double in front of the real device's engine. With it, the checks of
 // the platform are linked to dmaprobe-doubletest, and the tool to dmaprobe-doubletool.
 //
-// DMAPROBE_DOUBLE chooses what it does:
-//   posted   a write that the IOMMU stopped ends with success, as that of a real device does
+// dmaprobe-doubletool is for demo: its check runs dmaprobe-conformance, which has no double.
+//
+// The device is that of DMAPROBE_BDF. DMAPROBE_DOUBLE chooses what the double does:
+//   posted   a write that fails, as one does that the IOMMU stopped, ends with success, as that of
+//   a
+//            real device does
 //   through  no write is stopped, as by an IOMMU that looks at no permission, keeps every
 //            translation that it had, and reports nothing of others
 //   late     what leads nowhere is not answered in time, by a device that else sees when it was
@@ -16,10 +20,14 @@
 #include <dmaprobe/translate.h>
 #include <linux/dmaprobe.h>
 
+#include <algorithm>
+#include <array>
 #include <cerrno>
+#include <cstdio>
 #include <cstdlib>
 #include <map>
 #include <memory>
+#include <print>
 #include <string_view>
 #include <sys/ioctl.h>
 #include <tuple>
@@ -118,7 +126,9 @@ private:
     std::map<Iova, Place> led_;
 };
 
-/// While the double looks for the real engine.
+/// What is in front of which device; and whether the double looks for the real engine.
+Behaviour behaviour = Behaviour::posted;
+DeviceIds ids{};
 bool looking = false;
 
 Result<std::unique_ptr<Engine>> create(const Session& session, const DeviceAccess& device,
@@ -128,32 +138,47 @@ Result<std::unique_ptr<Engine>> create(const Session& session, const DeviceAcces
     looking = false;
     if (!real)
         return real;
-    const std::string_view asked = env("DMAPROBE_DOUBLE");
-    const Behaviour behaviour = asked == "through" ? Behaviour::through
-                                : asked == "late"  ? Behaviour::late
-                                                   : Behaviour::posted;
     EngineTraits traits = (*real)->traits();
+    traits.identity = Size();
     traits.sees_read_faults |= behaviour == Behaviour::late;
     traits.sees_write_faults = behaviour == Behaviour::late;
     return std::make_unique<Double>(traits, session, std::move(*real), behaviour);
 }
 
-/// Puts the double in front of the engine of the device. Without one, there is no double.
+/// Puts the double in front of the engine of the device, or ends the program.
 bool put_in_front() {
+    const auto fail = [](std::string_view why) {
+        std::println(stderr, "double: {}", why);
+        std::_Exit(2);
+    };
+    using Name = std::pair<std::string_view, Behaviour>;
+    constexpr std::array<Name, 3> names = {{{"posted", Behaviour::posted},
+                                            {"through", Behaviour::through},
+                                            {"late", Behaviour::late}}};
+    const auto* const name = std::ranges::find(names, env("DMAPROBE_DOUBLE"), &Name::first);
+    if (name == names.end())
+        fail("DMAPROBE_DOUBLE must be posted, through or late");
+    behaviour = name->second;
     const auto bdf = Bdf::parse(env("DMAPROBE_BDF"));
     if (!bdf)
-        return false;
+        fail("DMAPROBE_BDF must name the device");
     const auto device = PciBus().device(*bdf);
     if (!device)
-        return false;
-    const EngineTraits* real = Engine::find({device->vendor, device->device, device->class_code});
+        fail(device.error().message());
+    ids = {.vendor = device->vendor, .device = device->device, .class_code = device->class_code};
+    const EngineTraits* real = Engine::find(ids);
     if (!real)
-        return false;
+        fail("no engine drives the device");
     EngineType type{.traits = *real,
-                    .drives = [](const DeviceIds&) noexcept { return !looking; },
+                    .drives =
+                        [](const DeviceIds& of) noexcept {
+                            return !looking && of.vendor == ids.vendor && of.device == ids.device;
+                        },
                     .create = create};
     type.traits.name = "double";
-    return Engine::add(type).has_value();
+    if (const auto added = Engine::add(type); !added)
+        fail(added.error().message());
+    return true;
 }
 
 [[maybe_unused]] const bool in_front = put_in_front();

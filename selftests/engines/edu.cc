@@ -25,6 +25,7 @@
 #include <csignal>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <format>
 #include <poll.h>
 #include <stop_token>
@@ -163,6 +164,27 @@ TEST_F(Engine, Bars) {
     EXPECT_FAILS(bar->write32(bar->length().value(), 0), ERANGE);
     EXPECT_FAILS(access->bar(6), EINVAL);
     EXPECT_FAILS(access->bar(1), ENXIO) << "edu has one BAR";
+}
+
+TEST_F(Engine, ConfigSpaceEnds) {
+    for (const uint64_t beyond : {uint64_t{4096}, uint64_t{4095}, ~uint64_t{0} - 1}) {
+        EXPECT_FAILS(access->read_config16(beyond), ERANGE);
+        EXPECT_FAILS(access->write_config16(beyond, 0), ERANGE);
+    }
+}
+
+// Session and access are of one device.
+TEST_F(Engine, OfAnotherDevice) {
+    std::string name = (std::filesystem::temp_directory_path() / "dmaprobe.XXXXXX").string();
+    ASSERT_NE(mkdtemp(name.data()), nullptr);
+    const std::string path = name + "/ffff:1f:1f.7";
+    std::ofstream(path) << "no device";
+    {
+        const auto other = dp::Session::open_path(path);
+        ASSERT_WORKS(other);
+        EXPECT_FAILS(dp::Engine::probe(*other, *access), EINVAL);
+    }
+    std::filesystem::remove_all(name);
 }
 
 TEST_F(Engine, WrongArguments) {
@@ -676,6 +698,16 @@ TEST_F(Engine, BusMasteringOff) {
     EXPECT_TRUE(same(b.bytes().first(64), pattern(64, 20)));
 }
 
+// Moving into an access closes what it had.
+TEST_F(Engine, MovedInto) {
+    dp::DeviceAccess kept = std::move(*access);
+
+    EXPECT_WORKS(engine->reset());
+    kept = std::move(*access);
+    EXPECT_FAILS(engine->reset(), EBADF);
+    engine.reset();
+}
+
 // The session that enabled the device is closed: the device stops.
 TEST_F(Engine, CommandRegisterFollowsTheAccess) {
     const std::string config = pci_path(bdf) + "/config";
@@ -725,7 +757,6 @@ TEST_F(Engine, OutlivesTheAccessAndTheSession) {
     EXPECT_FAILS(engine->copy_from_device(m.dma_addr(), Size(64)), EBADF);
     EXPECT_TRUE(same(b.bytes().first(64), pattern(64, 60))) << "the device wrote";
 
-    // Moving into an access closes what it had.
     engine.reset();
     auto opened = dp::DeviceAccess::open(*moved_session);
     ASSERT_WORKS(opened);

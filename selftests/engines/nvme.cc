@@ -208,6 +208,9 @@ TEST_F(Nvme, WrongArguments) {
                      std::vector<Segment>{{good, Size(512)}, {good + Size(512), Size(512)}}),
                  EINVAL);
     EXPECT_FAILS(engine->identify(std::vector<Segment>{{good, Size(512)}}), EINVAL);
+    EXPECT_FAILS(engine->identify(std::vector<Segment>{{good + Size(2), Size(4096)}}), EINVAL);
+    EXPECT_FAILS(engine->identify(std::vector<Segment>{{Iova(0 - uint64_t{4096}), Size(4096)}}),
+                 ERANGE);
     EXPECT_FAILS(engine->copy(good, good + Size(4096), Size(512)), EOPNOTSUPP);
     expect_no_fault();
 }

@@ -38,10 +38,10 @@ BOOT_DEADLINE = 60
 BOOT_DEADLINE_SLOW = 240  # with --icount, and of the debug kernel
 
 EPILOG = """\
-In the guest: COMMAND runs as root, with busybox's tools, dmaprobe, and (when
-COMMAND names it) dmaprobe-selftest. It reads lab's standard input, unless that
-is a terminal. The module is loaded, and the first device
-of the first kind that --device names is bound to it. $DMAPROBE_BDF is that device,
+In the guest: COMMAND runs as root, with busybox's tools, dmaprobe, and the test
+programs that it names (selftests/README.md). It reads lab's standard input, unless
+that is a terminal. The module is loaded, and the first device of the first kind that
+--device names is bound to it. $DMAPROBE_BDF is that device,
 $DMAPROBE_BDF2 the second of its kind, without a driver, $DMAPROBE_BUSY_BDF one
 that its driver is using. What the command leaves in /out comes back to --out.
 
@@ -158,8 +158,9 @@ def boot(options: argparse.Namespace, command: list[str] | None) -> int:
     log = new_log(kernel)
     outcome = run_in(log, boot_deadline)
     if outcome.stalled:
-        say(f"{outcome.trouble} ({boot_deadline:g} s); booting once more. "
-            f"Its log: {os.path.relpath(log)}")
+        why = outcome.reports[0].partition("\n")[0] if outcome.reports \
+            else f"{outcome.trouble} ({boot_deadline:g} s)"
+        say(f"{why}; booting once more. Its log: {os.path.relpath(log)}")
         log = new_log(kernel)
         outcome = run_in(log, 0)
     shown = os.path.relpath(log)

@@ -199,6 +199,13 @@ TEST_P(Library, BuffersOfAllKinds) {
         EXPECT_WORKS(moved.close());
         EXPECT_EQ(moved.length(), Size());
         EXPECT_FAILS(moved.read(Size(), seen), EBADF);
+        EXPECT_FAILS(dp::Mapping::map(moved, MapKind::page, Size(), Size(8), Direction::to_device),
+                     EBADF);
+        EXPECT_FAILS(dp::Mapping::map_sg(std::vector<dp::SgEntry>{{moved, Size(), Size(8)}},
+                                         dp::SgKind::list, Direction::to_device),
+                     EBADF);
+        EXPECT_FAILS(dp::IovaSpace::alloc(*session, Size(page), moved, Size()), EBADF);
+        EXPECT_FAILS(session->bench_map(moved, 1), EBADF);
         EXPECT_EQ(session->stats()->nr_buffers, 0u);
     }
     EXPECT_FAILS(
@@ -401,6 +408,65 @@ TEST_P(Library, IovaSpace) {
     auto another = space(page);
     ASSERT_TRUE(another);
     ASSERT_WORKS(another->link(b, Size(), Size(), Size(page), Direction::to_device));
+
+    auto ended = space(page);
+    ASSERT_TRUE(ended);
+    ASSERT_WORKS(ended->free());
+    EXPECT_FAILS(ended->link(b, Size(), Size(), Size(page), Direction::to_device), EBADF);
+    EXPECT_FAILS(ended->link_bar(0, Size(), Size(), Size(page), Direction::to_device), EBADF);
+    EXPECT_FAILS(ended->sync(Size(), Size(page)), EBADF);
+    EXPECT_FAILS(ended->unlink(Size(), Size(page), Direction::to_device), EBADF);
+    EXPECT_FAILS(ended->state(), EBADF);
+}
+
+// What is moved into ends what it had.
+TEST_P(Library, MovedInto) {
+    const auto stats = [&] { return *session->stats(); };
+    std::vector<dp::Buffer> buffers;
+    std::vector<dp::Mapping> mappings;
+    std::vector<dp::IovaSpace> spaces;
+    std::vector<dp::Alloc> allocs;
+    std::vector<dp::Pool> pools;
+
+    for (int i = 0; i < 2; i++) {
+        buffers.push_back(contiguous(page));
+        auto mapping =
+            dp::Mapping::map(buffers[0], MapKind::page, Size(), Size(page), Direction::to_device);
+        ASSERT_WORKS(mapping);
+        mappings.push_back(std::move(*mapping));
+        auto iova = dp::IovaSpace::try_alloc(*session, Size(page));
+        ASSERT_WORKS(iova);
+        spaces.push_back(std::move(*iova));
+        auto alloc = dp::Alloc::coherent(*session, Size(page));
+        ASSERT_WORKS(alloc);
+        allocs.push_back(std::move(*alloc));
+        auto pool = dp::Pool::create(*session, Size(96), Size(64), Size(1024));
+        ASSERT_WORKS(pool);
+        pools.push_back(std::move(*pool));
+    }
+    mappings[0] = std::move(mappings[1]);
+    EXPECT_EQ(stats().nr_mappings, 1u);
+    mappings.clear();
+    buffers[0] = std::move(buffers[1]);
+    EXPECT_EQ(stats().nr_buffers, 1u);
+    spaces[0] = std::move(spaces[1]);
+    EXPECT_EQ(stats().nr_iovas, 1u);
+    allocs[0] = std::move(allocs[1]);
+    EXPECT_EQ(stats().nr_allocs, 1u);
+    pools[0] = std::move(pools[1]);
+    EXPECT_EQ(stats().nr_pools, 1u);
+
+    auto first = dp::Session::open(bdf, {.transport = GetParam()});
+    ASSERT_WORKS(first);
+    auto second = dp::Session::open(bdf, {.transport = GetParam()});
+    ASSERT_WORKS(second);
+    auto buffer = dp::Buffer::contiguous(*first, Size(page));
+    ASSERT_WORKS(buffer);
+    *first = std::move(*second);
+    EXPECT_FAILS(dp::Mapping::map(*buffer, MapKind::page, Size(), Size(8), Direction::to_device),
+                 EBADF);
+    EXPECT_WORKS(first->nop());
+    EXPECT_FAILS(second->nop(), EBADF);
 }
 
 // Trying makes an object in any case.
@@ -478,6 +544,8 @@ TEST_P(Library, Allocations) {
         EXPECT_TRUE(moved.bytes().empty());
         EXPECT_WORKS(moved.free());
         EXPECT_FAILS(moved.read(Size(), seen), EBADF);
+        EXPECT_FAILS(moved.pieces(), EBADF);
+        EXPECT_FAILS(moved.export_dmabuf(), EBADF);
     }
 }
 
@@ -626,6 +694,36 @@ TEST_P(Library, TranslateScatteredPages) {
         EXPECT_EQ((*pieces)[i], alone->front());
         EXPECT_EQ((*pieces)[i].buffer_offset, Size(i * page));
     }
+}
+
+// More than one call of the module translates, and no address leads anywhere.
+TEST_P(Library, TranslateALargeHole) {
+    if (!s.translated())
+        GTEST_SKIP() << "no IOMMU translates for the device";
+    const Size length((uint64_t{4} << 30) + page);
+    const auto extents = dp::translate(*session, dp::Iova(uint64_t{1} << 60), length);
+    ASSERT_WORKS(extents);
+    ASSERT_EQ(extents->size(), 1u);
+    EXPECT_EQ(extents->front().kind, dp::ExtentKind::hole);
+    EXPECT_EQ(extents->front().length, length);
+}
+
+TEST_P(Library, RunOfPinsAndBars) {
+    const Memory memory = Memory::fenced(page);
+    dp::Run run(*session);
+    const auto pinned = run.buffer_pin(memory.bytes());
+    const auto mapping = run.map(pinned, MapKind::page, Size(), Size(page), Direction::from_device);
+    const auto resource = run.map_resource(0, Size(), Size(page), Direction::from_device);
+    run.unmap(resource);
+    run.unmap(mapping);
+    if (!s.missing(DMAPROBE_FEATURE_MAP_PHYS) && space(page)) {
+        const auto iova = run.iova_alloc(Size(page));
+        run.iova_link_bar(iova, 0, Size(), Size(), Size(page), Direction::from_device);
+        run.iova_destroy(iova, Size(page), Direction::from_device, Attr::mmio);
+    }
+    run.close(pinned);
+    ASSERT_WORKS(run.execute());
+    EXPECT_EQ(*session->stats(), dp::Stats());
 }
 
 TEST_P(Library, RunOfLinks) {

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <filesystem>
 #include <format>
+#include <fstream>
 #include <utility>
 
 namespace selftest {
@@ -99,6 +100,21 @@ TEST_F(Tool, UnbindAfterTheDriverWentAway) {
     EXPECT_EQ(works({"unbind", bdf, "--json"}).value("bdf", ""), bdf);
     EXPECT_NE(read_text(pci_path(bdf) + "/driver_override"), driver_name);
     fails({"unbind", bdf}, exit_failed, {"not bound"});
+    EXPECT_EQ(dmaprobe({"bind", bdf}).code, exit_ok);
+}
+
+// A driver that does not take the device back is named.
+TEST_F(Tool, UnbindWithoutItsDriver) {
+    const std::string remembered = "/run/dmaprobe/" + bdf;
+
+    ASSERT_EQ(dmaprobe({"bind", bdf}).code, exit_ok);
+    std::filesystem::create_directories("/run/dmaprobe");
+    std::ofstream(remembered) << "driver=no-such-driver\ndriver_override=\ndomain=\n";
+    const Outcome o = dmaprobe({"unbind", bdf});
+    EXPECT_EQ(o.code, exit_failed);
+    one_line_of(o.err, {bdf, "no-such-driver"});
+    EXPECT_EQ(driver_of(bdf), "");
+    EXPECT_FALSE(exists(remembered));
     EXPECT_EQ(dmaprobe({"bind", bdf}).code, exit_ok);
 }
 

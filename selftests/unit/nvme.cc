@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// What NVMe controllers say of themselves. QEMU's has one value of most of it.
+// What NVMe controllers say of themselves. QEMU's has one value for most of these.
 
 #include "../../lib/src/engines/nvme.h"
 
@@ -33,6 +33,7 @@ TEST(NvmeController, Capabilities) {
     EXPECT_EQ(qemu.page(), Size(4096));
     EXPECT_FALSE(qemu.has_crto());
     EXPECT_EQ(qemu.ready_within(0), seconds(8));
+    EXPECT_EQ(qemu.stop_within(), seconds(8));
 
     EXPECT_TRUE(Capabilities(~uint64_t{0}).none());
     EXPECT_FALSE(Capabilities(0).has_nvm_commands());
@@ -52,6 +53,7 @@ TEST(NvmeController, TimeToBeReady) {
         << "the longer one counts";
     EXPECT_EQ(Capabilities(cap_to(20)).ready_within(600), milliseconds(10500))
         << "there is no such register";
+    EXPECT_EQ(Capabilities(cap_to(20) | crms_crwms).stop_within(), milliseconds(10500));
 }
 
 TEST(NvmeController, TimeToShutDown) {
@@ -78,11 +80,13 @@ TEST(NvmeController, LongestTransfer) {
     EXPECT_EQ(max_transfer(page, 0, Size(512)), Size(512 * page.value())) << "by the list of PRPs";
     EXPECT_EQ(max_transfer(page, 7, Size(512)), Size(128 * page.value())) << "by MDTS";
     EXPECT_EQ(max_transfer(page, 31, Size(512)), Size(512 * page.value()));
-    EXPECT_EQ(max_transfer(page, 32, Size(512)), Size(512 * page.value())) << "no power of pages";
-    EXPECT_EQ(max_transfer(Size(65536), 0, Size(512)), Size(65536 * 512))
+    EXPECT_EQ(max_transfer(page, 32, Size(512)), Size(512 * page.value()))
+        << "more than a shift can hold: no limit";
+    EXPECT_EQ(max_transfer(Size(65536), 0, Size(512)), Size(uint64_t{65536} * 512))
         << "NLB, less one, has 16 bits";
     EXPECT_EQ(max_transfer(Size(65536), 0, Size(4096)), Size(uint64_t{65536} * 4096));
-    EXPECT_EQ(max_transfer(page, 1, Size(16384)), Size(16384)) << "a block is more than MDTS has";
+    EXPECT_EQ(max_transfer(page, 2, Size(16384)), Size(16384));
+    EXPECT_EQ(max_transfer(page, 1, Size(16384)), Size()) << "a block is more than MDTS allows";
 }
 
 } // namespace

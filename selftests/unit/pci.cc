@@ -518,6 +518,17 @@ TEST_F(PciTaken, Unbind) {
     EXPECT_EQ(sysfs("/bus/pci/drivers/dmaprobe/unbind"), "");
 }
 
+// That the domain's type stays is said, and the rest is put back.
+TEST_F(PciTaken, UnbindOfAKeptDomain) {
+    const std::string type = paths.sysfs + "/kernel/iommu_groups/1/type";
+    fs::remove(type);
+    fs::create_directories(type);
+    const auto done = PciBus(paths).unbind({0, 1, 0, 0});
+    ASSERT_WORKS(done);
+    EXPECT_NE(done->domain_kept, "");
+    EXPECT_EQ(sysfs("/bus/pci/drivers/nvme/bind"), "0000:01:00.0");
+}
+
 TEST_F(PciTaken, BindThatFails) {
     EXPECT_FAILS(PciBus(paths).bind({0, 1, 0, 0}, false), EIO);
     expect_given_back();

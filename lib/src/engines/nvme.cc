@@ -98,6 +98,7 @@ public:
         const auto crto = cap.has_crto() ? bar_.read32(reg_crto) : Result<std::uint32_t>(0);
         if (!crto)
             return std::unexpected(crto.error());
+        stop_within_ = cap.stop_within();
         ready_within_ = cap.ready_within(*crto);
         doorbell_stride_ = cap.doorbell_stride();
         page_ = cap.page();
@@ -183,7 +184,7 @@ private:
         if ((*cc & cc_enable) != 0)
             if (auto done = bar_.write32(reg_cc, *cc & ~(cc_enable | cc_shutdown_mask)); !done)
                 return done;
-        return await_status(csts_ready, 0, "stop", ready_within_);
+        return await_status(csts_ready, 0, "stop", stop_within_);
     }
 
     /// As its own driver leaves it when the machine goes down: caches written, stopped.
@@ -273,10 +274,12 @@ private:
         std::uint32_t id = 0;
         std::uint64_t blocks = 0;
         unsigned block_bits = 0;
+
+        [[nodiscard]] Size block() const { return Size(std::uint64_t{1} << block_bits); }
     };
 
     /// The first active namespace whose blocks are data and nothing else.
-    Result<Namespace> find_namespace(std::uint32_t version) {
+    Result<Namespace> find_namespace(std::uint32_t version, unsigned mdts) {
         std::vector<std::uint32_t> active = {1};
         if (version >= version_1_1) {
             const auto list = identify(identify_active_namespaces, 0);
@@ -297,10 +300,13 @@ private:
             const Namespace found{
                 .id = id, .blocks = load64(*data, 0), .block_bits = format >> 16 & 0xff};
             const bool metadata = (format & 0xffff) != 0;
-            if (!metadata && found.blocks != 0 && found.block_bits >= 9 && found.block_bits <= 20)
+            const bool fits = found.block_bits >= 9 && found.block_bits <= 20 &&
+                              max_transfer(page_, mdts, found.block()) != Size();
+            if (!metadata && found.blocks != 0 && fits)
                 return found;
-            unfit += std::format("; namespace {} has {} blocks of 2^{} bytes{}", id, found.blocks,
-                                 found.block_bits, metadata ? " and metadata" : "");
+            unfit += std::format("; namespace {} has {} blocks of 2^{} bytes{}{}", id, found.blocks,
+                                 found.block_bits, metadata ? " and metadata" : "",
+                                 fits ? "" : ", which no command can move");
         }
         return std::unexpected(
             Error{EOPNOTSUPP, "nvme", "it has no active namespace that will do" + unfit});
@@ -321,12 +327,12 @@ private:
 
         shutdown_within_ = shutdown_within(load32(*data, 88));
 
-        const auto found = find_namespace(*version);
+        const auto found = find_namespace(*version, mdts);
         if (!found)
             return std::unexpected(found.error());
         const std::uint64_t blocks = found->blocks;
         nsid_ = found->id;
-        known.block = Size(std::uint64_t{1} << found->block_bits);
+        known.block = found->block();
         known.max_transfer = max_transfer(page_, mdts, known.block);
         known.segment_edge = page_;
         known.device_memory = known.block * blocks;
@@ -523,6 +529,7 @@ private:
     Bar bar_;
     std::optional<Interrupts> interrupts_;
     std::optional<BlockRange> allow_write_;
+    milliseconds stop_within_{500};
     milliseconds ready_within_{500};
     milliseconds shutdown_within_ = shutdown_within(0);
     std::uint32_t doorbell_stride_ = 4;

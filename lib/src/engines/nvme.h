@@ -119,11 +119,15 @@ public:
     }
     /// CRMS: whether CRTO says how long it takes to be ready.
     [[nodiscard]] constexpr bool has_crto() const { return (cap_ >> 59 & 1) != 0; }
-    /// TO, or CRTO.CRWMT where that is longer: how long it takes to be ready, or to stop.
+    /// TO: how long it takes to stop.
+    [[nodiscard]] constexpr std::chrono::milliseconds stop_within() const {
+        return std::chrono::milliseconds(500) * ((cap_ >> 24 & 0xff) + 1);
+    }
+    /// TO, or CRTO.CRWMT where that is longer: how long it takes to be ready.
     [[nodiscard]] constexpr std::chrono::milliseconds ready_within(std::uint32_t crto) const {
-        const std::uint64_t to = (cap_ >> 24 & 0xff) + 1;
-        const std::uint64_t crwmt = has_crto() ? crto & 0xffff : 0;
-        return std::chrono::milliseconds(500) * std::max(to, crwmt);
+        const std::uint32_t crwmt = has_crto() ? crto & 0xffff : 0;
+        return std::max<std::chrono::milliseconds>(stop_within(),
+                                                   std::chrono::milliseconds(500) * crwmt);
     }
 
 private:
@@ -145,12 +149,13 @@ constexpr Size queue_length(Size page, std::uint32_t entries, std::size_t entry)
 }
 
 /// What one command moves at most, in whole blocks: by MDTS (a power of two of pages; 0: no limit),
-/// by a list of PRPs of one page, and by NLB, the number of blocks less one, which has 16 bits.
+/// by a list of PRPs of one page, and by NLB, the number of blocks less one, which has 16 bits. 0
+/// when not even one block can be moved.
 constexpr Size max_transfer(Size page, unsigned mdts, Size block) {
     Size most = std::min(page * (page.value() / sizeof(std::uint64_t)), block * 65536);
     if (mdts != 0 && mdts < 32)
         most = std::min(most, page * (std::uint64_t{1} << mdts));
-    return std::max(block, Size(most.value() & ~(block.value() - 1)));
+    return Size(most.value() & ~(block.value() - 1));
 }
 
 } // namespace dmaprobe::engines::nvm

@@ -78,14 +78,20 @@ DOUBLE_CHECKS = ["Permission.WriteThroughToDevice/page", "Permission.ReadThrough
 
 
 def results(ended: Ended) -> dict[str, str]:
-    """The result of each check."""
-    lines = re.findall(r"^(ok|not ok) \d+ (.*)$", ended.out, re.MULTILINE)
-    return {name: result for result, name in lines}
+    """The result of each check: ok, not ok, quirk or skip."""
+    found: dict[str, str] = {}
+    result = ""
+    for line in ended.out.splitlines():
+        if match := re.match(r"(ok|not ok) \d+ (\S+)( # SKIP)?", line):
+            found[match[2]] = "skip" if match[3] else result or match[1]
+        result = "quirk" if line.startswith("# quirk: ") else result if line[:1] == "#" else ""
+    return found
 
 
-def check_a_double(device: str, behaviour: str) -> Ended:
-    """Runs checks with a double in front of the device's engine, whose writes are posted."""
-    return lab("run", "--device", device, "--deadline", "300", "--", "sh", "-c", f"""
+def check_a_double(device: str, behaviour: str, before: str = "") -> Ended:
+    """Runs checks with a double in front of the device's engine."""
+    return lab("run", "--device", device, "--deadline", "400", "--", "sh", "-c", f"""
+        {before}
         export DMAPROBE_DOUBLE={behaviour}
         for checks in Permission Edge After; do
             dmaprobe-doubletest --gtest_filter="$checks.*/page" || code=$?
@@ -93,12 +99,22 @@ def check_a_double(device: str, behaviour: str) -> Ended:
         exit ${{code:-0}}""")
 
 
-@pytest.mark.parametrize("device", ["edu", "nvme"])
-def test_posted_writes_pass(device: str) -> None:
+def test_posted_writes_pass() -> None:
     """Blocked writes end with success, as a real device's do; the memory and a fault are seen."""
-    ended = check_a_double(device, "posted")
+    ended = check_a_double("nvme", "posted")
     assert ended.code == 0, ended
     assert results(ended) == dict.fromkeys(DOUBLE_CHECKS, "ok")
+
+
+def test_posted_writes_are_seen_by_the_memory_alone() -> None:
+    """Without a report, the memory of a stopped write is still seen to be as it was."""
+    ended = check_a_double("nvme", "posted", before=BLIND)
+    assert ended.code == 0, ended
+    assert results(ended) == {"Permission.WriteThroughToDevice/page": "quirk",
+                              "Permission.ReadThroughFromDevice/page": "quirk",
+                              "Edge.PastTheLastGranule/page": "skip",
+                              "Edge.BeforeTheFirstGranule/page": "skip",
+                              "After.AccessAfterRelease/page": "quirk"}
 
 
 @pytest.mark.parametrize("device", ["edu", "nvme"])
@@ -112,6 +128,14 @@ def test_writes_that_are_let_through_fail(device: str) -> None:
     assert NO_LONGER_ITS_OWN in ended.out
 
 
+def test_demo_sees_a_write_that_is_let_through() -> None:
+    """By the memory, where no report of the IOMMU is seen."""
+    ended = lab("run", "--", "sh", "-c", BLIND + "export DMAPROBE_DOUBLE=through; "
+                "dmaprobe-doubletool demo $DMAPROBE_BDF")
+    assert ended.code == 1, ended
+    assert "the buffer changed at" in ended.out
+
+
 def test_demo_resets_after_a_fault(tmp_path: Path) -> None:
     """QEMU's own trace shows the controller start anew after each fault that the demo provokes."""
     trace = tmp_path / "trace"
@@ -121,15 +145,18 @@ def test_demo_resets_after_a_fault(tmp_path: Path) -> None:
                 "--qemu-arg", "-trace", "--qemu-arg", fault, "--", "dmaprobe", "demo")
     assert ended.code == 0, ended
     assert "2 faults caught" in ended.out
-    # An access of the bus each is a fault; they come one after the other.
+    # An access of the bus each is a fault; they come one after the other. A fault whose report is
+    # late is provoked once more.
     seen = re.findall(f"^(?:{started}|{fault})\\b", trace.read_text(), re.MULTILINE)
     order = [event for event, _ in itertools.groupby(seen)]
-    assert order == [started, fault, started, fault, started], trace.read_text()
+    assert order[0] == order[-1] == started, trace.read_text()
+    assert order.count(fault) >= 2, trace.read_text()
 
 
 def test_demo_fails_by_a_device_that_does_not_answer() -> None:
     """That the IOMMU stopped the device and reported it does not excuse a transfer without end."""
-    ended = lab("run", "--", "sh", "-c", "dmaprobe-doubletool demo $DMAPROBE_BDF || exit 9; "
+    ended = lab("run", "--", "sh", "-c", "export DMAPROBE_DOUBLE=posted; "
+                "dmaprobe-doubletool demo $DMAPROBE_BDF || exit 9; "
                 "export DMAPROBE_DOUBLE=late; dmaprobe-doubletool demo $DMAPROBE_BDF")
     assert ended.code == 1, ended
     assert "10. The device is asked to read the hole   FAILED\n" in ended.out
@@ -164,6 +191,7 @@ def test_namespace_with_metadata_is_passed_over() -> None:
 AS_USER = """
     chown 1000 /dev/dmaprobe/* /sys/bus/pci/devices/$DMAPROBE_BDF/config
     chown 1000 /sys/bus/pci/devices/$DMAPROBE_BDF/resource[0-9]
+    [ ! -e /dev/vfio/devices ] || chown 1000 /dev/vfio/devices/* /dev/iommu
     dmaprobe info | grep confined
     su user -c "cd /tmp; dmaprobe check --only 'Data.BothWays/page' $DMAPROBE_BDF"
 """
@@ -174,6 +202,8 @@ AS_USER = """
     pytest.param(["--iommu", "virtio"], 4, "no IOMMU confines its DMA and its interrupts",
                  id="its interrupts are not"),
     pytest.param(["--domain", "identity"], 4, "no IOMMU confines its DMA", id="its DMA is not"),
+    pytest.param(["--kernel", "vfio"], 0, "  ok      Data.BothWays/page\n", id="confined, by VFIO"),
+    pytest.param(["--kernel", "vfio", "--domain", "identity"], 4, "vfio", id="by VFIO"),
     pytest.param(["--iommu", "virtio", "--append", "dmaprobe.allow_unsafe_interrupts=1"], 0,
                  "  ok      Data.BothWays/page\n", id="let pass")])
 def test_users_need_a_confined_device(options: list[str], code: int, text: str) -> None:
