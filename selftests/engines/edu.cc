@@ -25,8 +25,8 @@
 #include <csignal>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <format>
+#include <fstream>
 #include <poll.h>
 #include <stop_token>
 #include <sys/mman.h>
