@@ -5,13 +5,14 @@
 // dmaprobe-doubletool is for demo: its check runs dmaprobe-conformance, which has no double.
 //
 // The device is that of DMAPROBE_BDF. DMAPROBE_DOUBLE chooses what the double does:
-//   posted   a write that fails, as one does that the IOMMU stopped, ends with success, as that of
-//   a
-//            real device does
-//   through  no write is stopped, as by an IOMMU that looks at no permission, keeps every
-//            translation that it had, and reports nothing of others
-//   late     what leads nowhere is not answered in time, by a device that else sees when it was
-//            stopped
+//
+// - posted: a write that fails, as one does that the IOMMU stopped, ends with success, as that of a
+//   real device does
+// - through: no write is stopped, as by an IOMMU that looks at no permission, keeps every
+//   translation that it had, and reports nothing of others
+// - late: what leads nowhere is not answered in time, by a device that otherwise notices when it
+// was
+//   stopped
 
 #include <dmaprobe/device.h>
 #include <dmaprobe/engine.h>

@@ -179,7 +179,7 @@ def run(machine: Machine, accelerator: str, initrd: bytes, log: Path, *, deadlin
     outcome = Outcome(None, trouble, reports=reports_in(log) if log.exists() else [])
     outcome.stalled = not control and (
         trouble == STALLED if not outcome.reports
-        else accelerator == "tcg" and EMULATORS_OWN in outcome.reports[0])
+        else accelerator == "tcg" and EMULATORS_OWN in outcome.reports[0].partition("\n")[0])
     words = outcome_told(control)
     if words and not trouble:
         if words[0].isdigit():

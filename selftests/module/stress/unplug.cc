@@ -129,8 +129,15 @@ protected:
         }
         if (driver_of(bdf) == driver_name)
             return "";
-        const Outcome bound = run({"dmaprobe", "bind", bdf});
-        if (bound.code != 0)
+        // What was plugged in has its place in sysfs before it has its addresses.
+        Outcome bound;
+        const bool done = wait_for(
+            [&] {
+                bound = run({"dmaprobe", "bind", bdf});
+                return bound.code == 0;
+            },
+            seconds(20));
+        if (!done)
             return bound.err;
         return wait_for([&] { return exists(node_path(bdf)); }, seconds(5)) ? "" : "no node";
     }
