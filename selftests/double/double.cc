@@ -10,9 +10,7 @@
 //   real device does
 // - through: no write is stopped, as by an IOMMU that looks at no permission, keeps every
 //   translation that it had, and reports nothing of others
-// - late: what leads nowhere is not answered in time, by a device that otherwise notices when it
-// was
-//   stopped
+// - late: what leads nowhere is not answered in time; the device otherwise sees what was stopped
 
 #include <dmaprobe/device.h>
 #include <dmaprobe/engine.h>
@@ -48,11 +46,15 @@ std::string_view env(const char* name) {
     return value ? value : "";
 }
 
+/// What is in front of which device; and whether the double looks for the real engine.
+Behaviour behaviour = Behaviour::posted;
+DeviceIds ids{};
+bool looking = false;
+
 class Double : public dmaprobe::Engine {
 public:
-    Double(const EngineTraits& traits, const Session& session, std::unique_ptr<Engine> real,
-           Behaviour behaviour)
-        : Engine(traits), session_(session), real_(std::move(real)), behaviour_(behaviour) {}
+    Double(const EngineTraits& traits, const Session& session, std::unique_ptr<Engine> real)
+        : Engine(traits), session_(session), real_(std::move(real)) {}
 
 private:
     /// Where a byte of memory is: the buffer's id, and the offset in it.
@@ -63,7 +65,7 @@ private:
     }
 
     Result<void> do_from_device(std::span<const Segment> dst, Size offset) override {
-        if (behaviour_ == Behaviour::through) {
+        if (behaviour == Behaviour::through) {
             for (const Segment& segment : dst) {
                 if (auto done = write(segment, offset); !done)
                     return done;
@@ -79,7 +81,7 @@ private:
 
     /// What the device answers, unless it is late.
     Result<void> in_time(std::span<const Segment> segments, Result<void> answer) const {
-        if (behaviour_ == Behaviour::late)
+        if (behaviour == Behaviour::late)
             for (const Segment& segment : segments) {
                 const auto extents = translate(session_, segment.addr, segment.length);
                 if (!extents)
@@ -123,14 +125,8 @@ private:
 
     const Session& session_;
     std::unique_ptr<Engine> real_;
-    Behaviour behaviour_;
     std::map<Iova, Place> led_;
 };
-
-/// What is in front of which device; and whether the double looks for the real engine.
-Behaviour behaviour = Behaviour::posted;
-DeviceIds ids{};
-bool looking = false;
 
 Result<std::unique_ptr<Engine>> create(const Session& session, const DeviceAccess& device,
                                        const EngineOptions& options) {
@@ -143,7 +139,7 @@ Result<std::unique_ptr<Engine>> create(const Session& session, const DeviceAcces
     traits.identity = Size();
     traits.sees_read_faults |= behaviour == Behaviour::late;
     traits.sees_write_faults = behaviour == Behaviour::late;
-    return std::make_unique<Double>(traits, session, std::move(*real), behaviour);
+    return std::make_unique<Double>(traits, session, std::move(*real));
 }
 
 /// Puts the double in front of the engine of the device, or ends the program.
